@@ -1,0 +1,59 @@
+"""How much of a matrix one program takes: plain integers, decided before any kernel starts.
+
+Three schedules come out of one rule. Short rows share a program (``block_rows > 1``), a longer row
+has a program and a block to itself (``block_rows == 1``), and a row that no block holds is walked
+in a loop (``block_cols < n_cols``).
+"""
+
+from typing import NamedTuple
+
+# enough for each of 128 threads to load 16 bytes of bfloat16 twice
+MIN_TILE_ELEMENTS = 2048
+# half of an SM's 256 KiB of registers, so that the other half is left for addresses and results
+MAX_TILE_BYTES = 128 * 1024
+# a block of a walked row: several programs share an SM and hide each other's loads
+WALK_TILE_BYTES = 32 * 1024
+# neighbouring rows make up 64-byte memory sectors where the class axis itself has gaps
+MIN_ADJACENT_ROWS = 32
+
+
+class Tiling(NamedTuple):
+    """The tile of one program, powers of two, and the warps that share it."""
+
+    block_rows: int
+    block_cols: int
+    num_warps: int
+
+
+def row_tiling(n_rows: int, n_cols: int, held_bytes: int, *, adjacent_rows: bool) -> Tiling:
+    """Choose the tile for ``n_rows`` rows of ``n_cols`` columns.
+
+    Args:
+        n_rows: Rows that lie side by side, at least 1.
+        n_cols: Columns of a row, at least 1.
+        held_bytes: Bytes of registers that the kernel holds for one element of its tile.
+        adjacent_rows: Neighbours in memory are rows, not columns: the class axis has gaps, and
+            only a tile of many rows reads whole memory sectors.
+    """
+    wanted_rows = MIN_ADJACENT_ROWS if adjacent_rows else 1
+    block_cols = next_power_of_2(n_cols)
+    if wanted_rows * block_cols * held_bytes > MAX_TILE_BYTES:
+        block_cols = WALK_TILE_BYTES // (wanted_rows * held_bytes)
+    block_rows = max(wanted_rows, MIN_TILE_ELEMENTS // block_cols)
+    block_rows = min(block_rows, next_power_of_2(n_rows))
+    return Tiling(block_rows, block_cols, warps(block_rows * block_cols))
+
+
+def warps(tile_elements: int) -> int:
+    """Warps for a tile: 32 elements a thread, at least 4 warps and at most 16."""
+    return min(max(tile_elements // 1024, 4), 16)
+
+
+def cdiv(numerator: int, denominator: int) -> int:
+    """Quotient rounded up."""
+    return -(-numerator // denominator)
+
+
+def next_power_of_2(n: int) -> int:
+    """Smallest power of two that is at least ``n``."""
+    return 1 << (n - 1).bit_length()
