@@ -1,0 +1,21 @@
+"""Softmax and cross-entropy for PyTorch, fused in Triton."""
+
+from torch_softmax._ops import (
+    LogSoftmaxFunction,
+    SoftmaxCrossEntropyFunction,
+    SoftmaxFunction,
+)
+from torch_softmax.functional import cross_entropy, log_softmax, softmax
+from torch_softmax.modules import CrossEntropyLoss, LogSoftmax, Softmax
+
+__all__ = [
+    "CrossEntropyLoss",
+    "LogSoftmax",
+    "LogSoftmaxFunction",
+    "Softmax",
+    "SoftmaxCrossEntropyFunction",
+    "SoftmaxFunction",
+    "cross_entropy",
+    "log_softmax",
+    "softmax",
+]

@@ -1,0 +1,26 @@
+"""Launchers: allocate the result, choose the tile, start the kernel. No checks, no autograd.
+
+Every launcher takes tensors with the class axis last whose other axes fold into two
+(:mod:`torch_softmax._rows`), and returns new tensors. Nothing else imports Triton's kernels,
+and nothing imports this package before the first tensor that Triton serves.
+"""
+
+from torch_softmax._launch.cross_entropy import (
+    launch_cross_entropy_backward,
+    launch_cross_entropy_forward,
+)
+from torch_softmax._launch.softmax import (
+    launch_log_softmax_backward,
+    launch_log_softmax_forward,
+    launch_softmax_backward,
+    launch_softmax_forward,
+)
+
+__all__ = [
+    "launch_cross_entropy_backward",
+    "launch_cross_entropy_forward",
+    "launch_log_softmax_backward",
+    "launch_log_softmax_forward",
+    "launch_softmax_backward",
+    "launch_softmax_forward",
+]

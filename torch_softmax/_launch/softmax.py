@@ -1,0 +1,80 @@
+"""Launchers of softmax and log-softmax."""
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from torch_softmax._launch.start import Rows
+from torch_softmax._rows import compute_dtype, empty_rows_like
+from triton_kernels.softmax import (
+    softmax_backward_kernel,
+    softmax_backward_online_kernel,
+    softmax_forward_kernel,
+    softmax_forward_online_kernel,
+)
+
+
+def launch_softmax_forward(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """y = softmax(x)."""
+    return _launch_forward(x, dtype, log=False)
+
+
+def launch_softmax_backward(dy: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
+    """dx = y * (dy - sum(y * dy))."""
+    return _launch_backward(dy, y, dtype, log=False)
+
+
+def launch_log_softmax_forward(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """y = log(softmax(x))."""
+    return _launch_forward(x, dtype, log=True)
+
+
+def launch_log_softmax_backward(dy: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
+    """dx = dy - exp(y) * sum(dy)."""
+    return _launch_backward(dy, y, dtype, log=True)
+
+
+def _launch_forward(x: Tensor, dtype: torch.dtype, *, log: bool) -> Tensor:
+    y = empty_rows_like(x, dtype)
+    if x.numel() == 0:
+        return y
+    rows = Rows(x, held_values=1)
+    x_rows, y_rows = rows.folded(x), rows.folded(y)
+    rows.start(
+        softmax_forward_kernel if rows.col_blocks == 1 else softmax_forward_online_kernel,
+        x_rows,
+        y_rows,
+        rows.n_rows,
+        rows.n_cols,
+        x_rows.stride(),
+        y_rows.stride(),
+        COMPUTE_DTYPE=_triton_compute_dtype(x.dtype, dtype),
+        LOG=log,
+    )
+    return y
+
+
+def _launch_backward(dy: Tensor, y: Tensor, dtype: torch.dtype, *, log: bool) -> Tensor:
+    dx = empty_rows_like(y, dtype)
+    if y.numel() == 0:
+        return dx
+    rows = Rows(y, held_values=2)
+    dy_rows, y_rows, dx_rows = rows.folded(dy), rows.folded(y), rows.folded(dx)
+    rows.start(
+        softmax_backward_kernel if rows.col_blocks == 1 else softmax_backward_online_kernel,
+        dy_rows,
+        y_rows,
+        dx_rows,
+        rows.n_rows,
+        rows.n_cols,
+        dy_rows.stride(),
+        y_rows.stride(),
+        dx_rows.stride(),
+        COMPUTE_DTYPE=_triton_compute_dtype(y.dtype, dtype),
+        LOG=log,
+    )
+    return dx
+
+
+def _triton_compute_dtype(*dtypes: torch.dtype) -> tl.dtype:
+    return tl.float64 if torch.float64 in map(compute_dtype, dtypes) else tl.float32

@@ -1,0 +1,61 @@
+"""How every operator is registered, and how its ``autograd.Function`` is applied."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from torch_softmax import _cpu
+
+# Triton's interpreter runs the kernels on CPU tensors: how they are tested without a GPU. Triton
+# binds the variable when it is imported, so that it holds for the whole process
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def register(schema: str, fake: Callable[..., Any]) -> Callable[..., Any]:
+    """Define the operator of ``schema`` and return it; ``fake`` allocates its result only.
+
+    One stem names an operator in every layer: ``softmax_forward`` is ``_cpu.softmax_forward`` for
+    CPU tensors, and ``_launch.launch_softmax_forward`` where Triton serves the device.
+    """
+    stem, parenthesis, signature = schema.partition("(")
+    name = f"torch_softmax::{stem}"
+
+    def launch(*args: Any) -> Any:
+        # imported with the first tensor that needs it: the package works where Triton does not
+        from torch_softmax import _launch
+
+        return getattr(_launch, f"launch_{stem}")(*args)
+
+    def run_on_cpu(*args: Any) -> Any:
+        return launch(*args) if INTERPRETED else getattr(_cpu, stem)(*args)
+
+    torch.library.define(name, parenthesis + signature)
+    torch.library.impl(name, "cpu", run_on_cpu)
+    torch.library.impl(name, ("cuda", "xpu"), launch)
+    torch.library.register_fake(name, fake)
+    operator: Callable[..., Any] = getattr(torch.ops.torch_softmax, stem).default
+    return operator
+
+
+class WithoutForwardMode:
+    """Mixed into a Function: the same without ``jvp``, which torch.compile does not trace."""
+
+    jvp = staticmethod(Function.jvp)
+
+
+def batch_first(
+    batch_size: int, in_dims: Sequence[int | None], *tensors: Tensor | None
+) -> list[Any]:
+    """The tensors that vmap passes, its axis first: expanded where a tensor had none."""
+    return [
+        tensor
+        if tensor is None
+        else tensor.expand(batch_size, *tensor.shape)
+        if in_dim is None
+        else tensor.movedim(in_dim, 0)
+        for tensor, in_dim in zip(tensors, in_dims, strict=True)
+    ]

@@ -1,0 +1,35 @@
+"""The rows of a tensor: its class axis last, its other axes folded into two."""
+
+import torch
+from torch import Tensor
+
+
+def folded_batch(x: Tensor) -> tuple[int, int] | None:
+    """Sizes (outer, rows) into which the axes before the last fold without a copy, if they do."""
+    folds: list[tuple[int, int]] = []
+    for size, stride in zip(reversed(x.shape[:-1]), reversed(x.stride()[:-1]), strict=True):
+        if folds and stride == folds[-1][0] * folds[-1][1]:
+            folds[-1] = (folds[-1][0] * size, folds[-1][1])
+        elif size != 1:
+            folds.append((size, stride))
+    if len(folds) > 2:
+        return None
+    sizes = [size for size, _ in folds] + [1, 1]
+    return (sizes[1], sizes[0])
+
+
+def with_folding_batch(x: Tensor) -> Tensor:
+    """``x``, or where its rows lie too irregularly for a kernel to walk, a contiguous copy."""
+    return x if folded_batch(x) else x.contiguous()
+
+
+def empty_rows_like(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """An uninitialized result with the layout of ``x``, or contiguous where that would not fold."""
+    y = torch.empty_like(x, dtype=dtype)
+    folds = (folded_batch(x), (1, x.shape[:-1].numel()))
+    return y if folded_batch(y) in folds else torch.empty(x.shape, dtype=dtype, device=x.device)
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What sums are accumulated in: float64 for itself, float32 for everything narrower."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
