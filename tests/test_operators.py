@@ -19,6 +19,17 @@ def cross_entropy(library, x, weight=None, **options):
     return library.cross_entropy(x, TARGET.to(x.device), weight, **options)
 
 
+def soft_cross_entropy(library, x, weight=None, **options):
+    """With target probabilities that are a function of the logits, so that they have a gradient."""
+    weight = None if weight is None else weight.to(x)
+    return library.cross_entropy(x, F.softmax(x.flip(1), 1), weight, **options)
+
+
+def statistics(library, x, **options):
+    stats = library.cross_entropy_with_stats(x, TARGET.to(x.device), **options)
+    return stats.loss.sum() + (stats.lse * stats.entropy).sum() + stats.entropy.square().sum()
+
+
 # each from logits of shape (3, 4, 2), with the operators of torch_softmax or of PyTorch
 FUNCTIONS = {
     "softmax": lambda library, x: library.softmax(x, 1),
@@ -27,6 +38,19 @@ FUNCTIONS = {
     "weighted": partial(cross_entropy, weight=WEIGHT, reduction="sum"),
     "smoothed": partial(cross_entropy, label_smoothing=0.2, reduction="none"),
     "weighted and smoothed": partial(cross_entropy, weight=WEIGHT, label_smoothing=0.2),
+    "probabilities": partial(soft_cross_entropy, label_smoothing=0.2),
+    "weighted probabilities": partial(soft_cross_entropy, weight=WEIGHT, reduction="none"),
+}
+# these are torch_softmax's alone, and have no counterpart in PyTorch
+OWN_FUNCTIONS = {
+    "capped": partial(
+        cross_entropy, weight=WEIGHT, label_smoothing=0.2, z_loss=0.1, softcap=2.0, logit_scale=0.7
+    ),
+    "capped probabilities": partial(
+        soft_cross_entropy, label_smoothing=0.2, z_loss=0.1, softcap=2.0, logit_scale=0.7
+    ),
+    "statistics": statistics,
+    "capped statistics": partial(statistics, softcap=2.0, logit_scale=-1.5, reduction="none"),
 }
 
 
@@ -37,9 +61,9 @@ def functions(request):
     return partial(function, torch_softmax), partial(function, F)
 
 
-@pytest.fixture
-def function(functions):
-    return functions[0]
+@pytest.fixture(params=FUNCTIONS | OWN_FUNCTIONS)
+def function(request):
+    return partial((FUNCTIONS | OWN_FUNCTIONS)[request.param], torch_softmax)
 
 
 @pytest.fixture
@@ -141,15 +165,28 @@ def operator_arguments(device):
     target = torch.randint(5, x.shape[:-1], device=device)
     weight = torch.rand(5, device=device)
     rows = torch.rand(x.shape[:-1], device=device)
-    normalizer = OPERATORS.cross_entropy_forward(x, target, None)[2]
-    backward = (x, target, weight, normalizer, rows, rows, rows)
+    plain, capped = (1.0, None), (1.5, 2.0)
+    normalizer = reference.cross_entropy_forward(x, target, None)[-1]
+    indices = (x, target, weight, normalizer, rows, rows, rows, rows)
+    shares = (x, y, weight, *indices[3:])
     return {
         "softmax_forward": [(x, torch.float32), (x.bfloat16(), torch.float64)],
         "softmax_backward": [(x, y, torch.float32), (x[:, ::2, :1], y[:, ::2, :1], torch.float16)],
         "log_softmax_forward": [(x, torch.float32)],
         "log_softmax_backward": [(x, y, torch.float32)],
-        "cross_entropy_forward": [(x, target, None), (x.half(), target, weight)],
-        "cross_entropy_backward": [(*backward[:2], None, *backward[3:6], None), backward],
+        "cross_entropy_forward": [
+            (x, target, None, *plain, False),
+            (x, target, weight, *capped, True),
+            (x.half(), y, None, *plain, False),
+            (x, y, weight, *capped, True),
+        ],
+        "cross_entropy_backward": [
+            (x, target, None, *indices[3:6], None, None, *plain),
+            (*indices, *capped),
+            (x, y, None, *shares[3:6], None, None, *plain),
+            (*shares, *capped),
+        ],
+        "cross_entropy_backward_inplace": [(x.clone(), *indices[1:], *capped)],
     }
 
 
@@ -169,9 +206,15 @@ def test_opcheck_is_asked_of_every_operator():
 
 
 def test_reference_defines_what_the_kernels_compute(kernel_device):
-    for name, samples in operator_arguments(kernel_device).items():
-        for arguments in samples:
-            actual = getattr(OPERATORS, name)(*arguments)
+    samples = operator_arguments(kernel_device)
+    for arguments in samples.pop("cross_entropy_backward_inplace"):
+        expected = reference.cross_entropy_backward(*arguments)
+        OPERATORS.cross_entropy_backward_inplace(*arguments)
+        torch.testing.assert_close(arguments[0], expected, check_stride=False)
+    for name in samples:
+        for arguments in samples[name]:
             torch.testing.assert_close(
-                actual, getattr(reference, name)(*arguments), check_stride=False
+                getattr(OPERATORS, name)(*arguments),
+                getattr(reference, name)(*arguments),
+                check_stride=False,
             )

@@ -5,17 +5,25 @@ from torch_softmax._ops import (
     SoftmaxCrossEntropyFunction,
     SoftmaxFunction,
 )
-from torch_softmax.functional import cross_entropy, log_softmax, softmax
+from torch_softmax.functional import (
+    CrossEntropyStats,
+    cross_entropy,
+    cross_entropy_with_stats,
+    log_softmax,
+    softmax,
+)
 from torch_softmax.modules import CrossEntropyLoss, LogSoftmax, Softmax
 
 __all__ = [
     "CrossEntropyLoss",
+    "CrossEntropyStats",
     "LogSoftmax",
     "LogSoftmaxFunction",
     "Softmax",
     "SoftmaxCrossEntropyFunction",
     "SoftmaxFunction",
     "cross_entropy",
+    "cross_entropy_with_stats",
     "log_softmax",
     "softmax",
 ]

@@ -1,5 +1,7 @@
 """The rows of a tensor: its class axis last, its other axes folded into two."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -33,3 +35,46 @@ def empty_rows_like(x: Tensor, dtype: torch.dtype) -> Tensor:
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """What sums are accumulated in: float64 for itself, float32 for everything narrower."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class RowOutputs(NamedTuple):
+    """What cross-entropy's forward returns for each row; what is not wanted has shape (0,).
+
+    ``reference.cross_entropy_forward`` defines them.
+    """
+
+    nll: Tensor
+    smooth: Tensor
+    mass: Tensor
+    lse: Tensor
+    entropy: Tensor
+    prediction: Tensor
+    normalizer: Tensor
+
+
+def wanted_outputs(
+    target: Tensor, class_weight: Tensor | None, with_entropy: bool
+) -> tuple[bool, ...]:
+    """For each of :class:`RowOutputs`, whether such arguments want it."""
+    smooth, mass = class_weight is not None, target.is_floating_point()
+    return (True, smooth, mass, True, with_entropy, with_entropy, True)
+
+
+def empty_row_outputs(
+    logits: Tensor, target: Tensor, class_weight: Tensor | None, with_entropy: bool
+) -> RowOutputs:
+    """Uninitialized outputs for such arguments."""
+    batch, device = logits.shape[:-1], logits.device
+    shapes = {"normalizer": (*batch, 2)}
+    dtypes = {"prediction": torch.int64}
+    wanted = wanted_outputs(target, class_weight, with_entropy)
+    return RowOutputs(
+        *(
+            torch.empty(
+                shapes.get(name, batch) if is_wanted else (0,),
+                dtype=dtypes.get(name, compute_dtype(logits.dtype)),
+                device=device,
+            )
+            for name, is_wanted in zip(RowOutputs._fields, wanted, strict=True)
+        )
+    )

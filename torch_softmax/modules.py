@@ -1,61 +1,54 @@
-"""Module forms of :mod:`torch_softmax.functional`: they hold settings and do no mathematics."""
+"""Module forms of :mod:`torch_softmax.functional`: they hold settings and do no mathematics.
+
+They are PyTorch's own modules with another ``forward``, so that code which looks for those finds
+them, and their constructors take what PyTorch's take.
+"""
 
 from torch import Tensor, nn
 
 from torch_softmax import functional
 
 
-class Softmax(nn.Module):
-    """Module form of :func:`torch_softmax.softmax`."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.dim = dim
+class Softmax(nn.Softmax):
+    """Module form of :func:`torch_softmax.softmax`; ``dim`` is not guessed."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return functional.softmax(input, self.dim)
-
-    def extra_repr(self) -> str:
-        """Settings, as ``repr`` shows them."""
-        return f"dim={self.dim}"
+        return functional.softmax(input, self.dim)  # type: ignore[arg-type]
 
 
-class LogSoftmax(nn.Module):
-    """Module form of :func:`torch_softmax.log_softmax`."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.dim = dim
+class LogSoftmax(nn.LogSoftmax):
+    """Module form of :func:`torch_softmax.log_softmax`; ``dim`` is not guessed."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return functional.log_softmax(input, self.dim)
-
-    def extra_repr(self) -> str:
-        """Settings, as ``repr`` shows them."""
-        return f"dim={self.dim}"
+        return functional.log_softmax(input, self.dim)  # type: ignore[arg-type]
 
 
-class CrossEntropyLoss(nn.Module):
+class CrossEntropyLoss(nn.CrossEntropyLoss):
     """Module form of :func:`torch_softmax.cross_entropy`.
 
-    ``weight`` is a buffer, so that ``.to(device)`` and ``state_dict`` carry it.
+    ``weight`` is a buffer, so that ``.to(device)`` and ``state_dict`` carry it. ``size_average``
+    and ``reduce`` are PyTorch's deprecated names of ``reduction``, and warn as they do there.
     """
-
-    weight: Tensor | None
 
     def __init__(
         self,
         weight: Tensor | None = None,
-        *,
+        size_average: bool | None = None,
         ignore_index: int = -100,
+        reduce: bool | None = None,
         reduction: functional.Reduction = "mean",
         label_smoothing: float = 0.0,
+        *,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        logit_scale: float = 1.0,
+        inplace: bool = False,
     ) -> None:
-        super().__init__()
-        self.register_buffer("weight", weight)
-        self.ignore_index = ignore_index
-        self.reduction = reduction
-        self.label_smoothing = label_smoothing
+        super().__init__(weight, size_average, ignore_index, reduce, reduction, label_smoothing)
+        self.z_loss = z_loss
+        self.softcap = softcap
+        self.logit_scale = logit_scale
+        self.inplace = inplace
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return functional.cross_entropy(
@@ -63,13 +56,18 @@ class CrossEntropyLoss(nn.Module):
             target,
             self.weight,
             ignore_index=self.ignore_index,
-            reduction=self.reduction,
+            reduction=self.reduction,  # type: ignore[arg-type]
             label_smoothing=self.label_smoothing,
+            z_loss=self.z_loss,
+            softcap=self.softcap,
+            logit_scale=self.logit_scale,
+            inplace=self.inplace,
         )
 
     def extra_repr(self) -> str:
         """Settings, as ``repr`` shows them."""
         return (
             f"ignore_index={self.ignore_index}, reduction={self.reduction!r}, "
-            f"label_smoothing={self.label_smoothing}"
+            f"label_smoothing={self.label_smoothing}, z_loss={self.z_loss}, "
+            f"softcap={self.softcap}, logit_scale={self.logit_scale}, inplace={self.inplace}"
         )

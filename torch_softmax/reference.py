@@ -2,7 +2,7 @@
 
 The class axis is the last one; every other axis is batch. Sums are in float32, in float64 for
 float64. The notation is that of the kernels: a row's ``normalizer`` holds its largest logit and
-log(sum(exp(logits - largest))), two numbers whose sum is the log-sum-exp.
+log(sum(exp(logits - largest))), two numbers whose sum is the log-sum-exp, ``lse``.
 """
 
 import torch
@@ -12,72 +12,129 @@ from torch_softmax._rows import compute_dtype
 
 
 def softmax_forward(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """y = exp(x) / sum(exp(x)), computed and returned in ``dtype`` or wider."""
-    return torch.exp(_log_probabilities(x, dtype)).to(dtype)
+    """y = exp(x) / sum(exp(x))."""
+    return _log_probabilities(_widened(x, dtype)).exp().to(dtype)
 
 
 def softmax_backward(dy: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
     """dx = y * (dy - sum(y * dy))."""
-    y, dy = y.to(compute_dtype(y.dtype)), dy.to(compute_dtype(y.dtype))
+    y, dy = _widened(y, dtype), _widened(dy, dtype)
     return (y * (dy - (y * dy).sum(-1, keepdim=True))).to(dtype)
 
 
 def log_softmax_forward(x: Tensor, dtype: torch.dtype) -> Tensor:
     """y = x - log(sum(exp(x)))."""
-    return _log_probabilities(x, dtype).to(dtype)
+    return _log_probabilities(_widened(x, dtype)).to(dtype)
 
 
 def log_softmax_backward(dy: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
     """dx = dy - exp(y) * sum(dy)."""
-    y, dy = y.to(compute_dtype(y.dtype)), dy.to(compute_dtype(y.dtype))
+    y, dy = _widened(y, dtype), _widened(dy, dtype)
     return (dy - y.exp() * dy.sum(-1, keepdim=True)).to(dtype)
 
 
+def capped(logits: Tensor, logit_scale: float, softcap: float | None) -> Tensor:
+    """softcap * tanh(logit_scale * logits / softcap), or logit_scale * logits without."""
+    x = _widened(logits, logits.dtype) * logit_scale
+    return x if softcap is None else softcap * torch.tanh(x / softcap)
+
+
 def cross_entropy_forward(
-    logits: Tensor, target: Tensor, class_weight: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """nll = lse - logits[target], smooth = sum(class_weight * (lse - logits)), and normalizer."""
-    logits = logits.to(compute_dtype(logits.dtype))
-    largest = _finite_shift(logits)
-    shifted = logits - largest
-    log_total = shifted.exp().sum(-1, keepdim=True).log()
-    nll = log_total - shifted.gather(-1, target.unsqueeze(-1))
-    smooth = torch.zeros_like(nll)
+    logits: Tensor,
+    target: Tensor,
+    class_weight: Tensor | None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    with_entropy: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The losses and statistics of each row, with logits as :func:`capped` returns them.
+
+    Returns:
+        ``nll`` = lse - logits[target], or for probabilities sum(w * target * (lse - logits)) with
+        w the class weights or 1; ``smooth`` = sum(class_weight * (lse - logits)); ``mass`` =
+        sum(w * target), the gradient of nll in lse; ``lse``; ``entropy`` of softmax(logits);
+        ``prediction``, the first index of the largest logit; and ``normalizer``. What is not asked
+        for is empty: ``smooth`` without ``class_weight``, ``mass`` for class indices, ``entropy``
+        and ``prediction`` unless ``with_entropy``.
+    """
+    x = capped(logits, logit_scale, softcap)
+    normalizer = _normalizer(x)
+    cost = -_log_probabilities(x)
+    smooth = mass = entropy = normalizer.new_empty(0)
+    prediction = target.new_empty(0, dtype=torch.int64)
     if class_weight is not None:
-        # a class without weight costs nothing, even at -inf: 0 * inf would be NaN
-        cost = torch.where(class_weight != 0, class_weight * (log_total - shifted), 0)
-        smooth = cost.sum(-1, keepdim=True)
-    return nll.squeeze(-1), smooth.squeeze(-1), torch.cat([largest, log_total], -1)
+        smooth = _weighted_sum(class_weight, cost)
+    if target.is_floating_point():
+        share = target if class_weight is None else target * class_weight
+        nll, mass = _weighted_sum(share, cost), share.to(cost.dtype).sum(-1)
+    else:
+        nll = cost.gather(-1, target.unsqueeze(-1)).squeeze(-1)
+    if with_entropy:
+        # log_total apart from the sum: its rounding would count once for every class
+        largest, log_total = normalizer.unbind(-1)
+        entropy = log_total + _weighted_sum(cost.neg().exp(), largest.unsqueeze(-1) - x)
+        prediction = x.detach().argmax(-1)
+    return nll, smooth, mass, normalizer.sum(-1), entropy, prediction, normalizer
 
 
 def cross_entropy_backward(
     logits: Tensor,
     target: Tensor,
     class_weight: Tensor | None,
-    normalizer: Tensor,
+    normalizer: Tensor | None,
     a: Tensor,
     b: Tensor,
     s: Tensor | None = None,
+    e: Tensor | None = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
 ) -> Tensor:
-    """dlogits = a * softmax(logits) - b * onehot(target) - s * class_weight."""
-    # a row that costs nothing has no gradient, whatever NaN it holds
-    softmax = torch.exp((logits - normalizer[..., :1]) - normalizer[..., 1:])
-    dlogits = torch.where(a.unsqueeze(-1) != 0, a.unsqueeze(-1) * softmax, 0)
-    dlogits = dlogits.scatter_add(-1, target.unsqueeze(-1), -b.unsqueeze(-1))
+    """dlogits = (a - e * log(p)) * p - b * w * target - s * class_weight, times capped's slope.
+
+    ``target`` counts as one-hot if it holds indices, and then w = 1. A row whose ``a`` is 0 has no
+    gradient through p, whatever NaN it holds. ``normalizer`` may be None: it follows from the
+    logits.
+    """
+    x = capped(logits, logit_scale, softcap)
+    normalizer = _normalizer(x) if normalizer is None else normalizer
+    log_p = (x - normalizer[..., :1]) - normalizer[..., 1:]
+    factor = a.unsqueeze(-1)
+    if e is not None:
+        # p = 0 counts as 0, whatever its logarithm
+        factor = factor - e.unsqueeze(-1) * log_p.masked_fill(log_p == -torch.inf, 0)
+    p = log_p.exp()
+    dx = factor * p.masked_fill((factor == 0) & p.isnan(), 0)
+    if target.is_floating_point():
+        share = target if class_weight is None else target * class_weight
+        dx = dx - b.unsqueeze(-1) * share
+    else:
+        dx = dx.scatter_add(-1, target.unsqueeze(-1), -b.unsqueeze(-1))
     if class_weight is not None and s is not None:
-        dlogits = dlogits - s.unsqueeze(-1) * class_weight
-    return dlogits.to(logits.dtype)
+        dx = dx - s.unsqueeze(-1) * class_weight
+    if softcap is not None:
+        dx = dx * (1 - (x / softcap).square())
+    return (dx * logit_scale).to(logits.dtype)
 
 
-def _log_probabilities(x: Tensor, dtype: torch.dtype) -> Tensor:
-    x = x.to(torch.promote_types(compute_dtype(x.dtype), compute_dtype(dtype)))
-    shifted = x - _finite_shift(x)
-    return shifted - shifted.exp().sum(-1, keepdim=True).log()
+def _widened(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.to(torch.promote_types(compute_dtype(x.dtype), compute_dtype(dtype)))
 
 
-def _finite_shift(x: Tensor) -> Tensor:
-    """The largest value of each row, or 0 for a row of -inf, as -inf - -inf is NaN."""
+def _normalizer(x: Tensor) -> Tensor:
+    """Largest value of each row, or 0 for a row of -inf, as -inf - -inf is NaN; and the rest."""
     if x.shape[-1] == 0:
-        return x.new_zeros(*x.shape[:-1], 1)
+        return torch.stack([x.sum(-1), x.sum(-1).log()], -1)
     largest = x.detach().amax(-1, keepdim=True)
-    return largest.masked_fill(largest == -torch.inf, 0)
+    largest = largest.masked_fill(largest == -torch.inf, 0)
+    return torch.cat([largest, (x - largest).exp().sum(-1, keepdim=True).log()], -1)
+
+
+def _log_probabilities(x: Tensor) -> Tensor:
+    normalizer = _normalizer(x)
+    return (x - normalizer[..., :1]) - normalizer[..., 1:]
+
+
+def _weighted_sum(weight: Tensor, cost: Tensor) -> Tensor:
+    """sum(weight * cost), where no weight means no cost, even an infinite one: 0 * inf is NaN."""
+    no_cost = (weight == 0) & (cost == torch.inf)
+    return (weight * cost.masked_fill(no_cost, torch.finfo(cost.dtype).max)).sum(-1)

@@ -1,4 +1,4 @@
-"""Device functions that every kernel shares: where a program's tile lies, and the log-sum-exp.
+"""Device functions that every kernel shares: where a program's tile lies.
 
 A tensor is three axes here, (outer, row, column), with a stride in elements for each; the columns
 are the classes. That is every layout in which the class axis lies somewhere inside a tensor: a
@@ -24,21 +24,3 @@ def tile_offsets(outer, rows, cols, strides):
     # a class axis with gaps passes 2**31 too
     col_offsets = cols.to(tl.int64) * strides[2]
     return outer * strides[0] + (rows * strides[1])[:, None] + col_offsets[None, :]
-
-
-@triton.jit
-def finite_shift(largest):
-    """What to subtract before exp: the maximum, or 0 while all is -inf, as -inf - -inf is NaN."""
-    return tl.where(largest == -float("inf"), 0.0, largest)
-
-
-@triton.jit
-def fold_block(x, largest, total):
-    """Take a block into each row's running maximum and sum(exp(x - maximum)): online softmax.
-
-    Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018).
-    """
-    new_largest = tl.maximum(largest, tl.max(x, axis=1))
-    shift = finite_shift(new_largest)
-    total = total * tl.exp(largest - shift) + tl.sum(tl.exp(x - shift[:, None]), axis=1)
-    return new_largest, total

@@ -10,7 +10,8 @@ is stored. With LOG the operator is log-softmax: y = log(p).
 import triton
 import triton.language as tl
 
-from triton_kernels.rows import finite_shift, fold_block, program_rows, tile_offsets
+from triton_kernels.online import finite_shift, fold_total
+from triton_kernels.rows import program_rows, tile_offsets
 
 
 @triton.jit
@@ -66,7 +67,7 @@ def softmax_forward_online_kernel(
         in_tile = in_rows & (cols < n_cols)[None, :]
         x_offsets = tile_offsets(outer, rows, cols, x_strides)
         x = tl.load(x_ptr + x_offsets, mask=in_tile, other=-float("inf")).to(COMPUTE_DTYPE)
-        largest, total = fold_block(x, largest, total)
+        largest, total = fold_total(x, largest, total)
 
     shift = finite_shift(largest)[:, None]
     total = total[:, None]

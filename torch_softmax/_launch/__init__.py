@@ -7,6 +7,7 @@ and nothing imports this package before the first tensor that Triton serves.
 
 from torch_softmax._launch.cross_entropy import (
     launch_cross_entropy_backward,
+    launch_cross_entropy_backward_inplace,
     launch_cross_entropy_forward,
 )
 from torch_softmax._launch.softmax import (
@@ -18,6 +19,7 @@ from torch_softmax._launch.softmax import (
 
 __all__ = [
     "launch_cross_entropy_backward",
+    "launch_cross_entropy_backward_inplace",
     "launch_cross_entropy_forward",
     "launch_log_softmax_backward",
     "launch_log_softmax_forward",

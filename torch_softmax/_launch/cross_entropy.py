@@ -1,43 +1,83 @@
-"""Launchers of cross-entropy."""
+"""Launchers of cross-entropy, against class indices and against probabilities."""
 
-import torch
+from typing import Any
+
 from torch import Tensor
 
 from torch_softmax._launch.start import Rows
-from torch_softmax._rows import compute_dtype, empty_rows_like
+from torch_softmax._rows import (
+    RowOutputs,
+    empty_row_outputs,
+    empty_rows_like,
+    wanted_outputs,
+)
 from triton_kernels.cross_entropy import (
     cross_entropy_backward_kernel,
     cross_entropy_forward_kernel,
 )
+from triton_kernels.soft_cross_entropy import (
+    soft_cross_entropy_backward_kernel,
+    soft_cross_entropy_forward_kernel,
+)
 
 
 def launch_cross_entropy_forward(
-    logits: Tensor, target: Tensor, class_weight: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """nll, smooth and normalizer of each row."""
-    nll = torch.empty(target.shape, dtype=compute_dtype(logits.dtype), device=logits.device)
-    smooth = torch.empty_like(nll)
-    normalizer = nll.new_empty(*target.shape, 2)
-    if target.numel() == 0:
-        return nll, smooth, normalizer
-    rows = Rows(logits, held_values=1)
+    logits: Tensor,
+    target: Tensor,
+    class_weight: Tensor | None,
+    logit_scale: float,
+    softcap: float | None,
+    with_entropy: bool,
+) -> RowOutputs:
+    """Losses and statistics of each row."""
+    outputs = empty_row_outputs(logits, target, class_weight, with_entropy)
+    if outputs.nll.numel() == 0:
+        return outputs
+    wanted = wanted_outputs(target, class_weight, with_entropy)
+    nll, smooth, mass, lse, entropy, prediction, normalizer = (
+        output if want else None for output, want in zip(outputs, wanted, strict=True)
+    )
+    row_outputs: tuple[Tensor | None, ...] = (nll, smooth, normalizer, lse, entropy, prediction)
+
+    rows = Rows(logits, held_values=2 if mass is not None else 1)
     logits_rows = rows.folded(logits)
+    strides: tuple[tuple[int, ...], ...]
+    if mass is None:
+        kernel, target_rows = cross_entropy_forward_kernel, target.contiguous()
+        strides = (logits_rows.stride(),)
+    else:
+        kernel, row_outputs = soft_cross_entropy_forward_kernel, (*row_outputs, mass)
+        target_rows = rows.folded(target)
+        strides = (logits_rows.stride(), target_rows.stride())
     rows.start(
-        cross_entropy_forward_kernel,
+        kernel,
         logits_rows,
-        _contiguous(target),
+        target_rows,
         _contiguous(class_weight),
-        nll,
-        smooth,
-        normalizer,
+        row_outputs,
         rows.n_rows,
         rows.n_cols,
-        logits_rows.stride(),
+        *strides,
+        SCALE=logit_scale,
+        SOFTCAP=softcap,
     )
-    return nll, smooth, normalizer
+    return outputs
 
 
-def launch_cross_entropy_backward(
+def launch_cross_entropy_backward(logits: Tensor, *args: Any) -> Tensor:
+    """dlogits, as ``reference.cross_entropy_backward`` defines it."""
+    dlogits = empty_rows_like(logits, logits.dtype)
+    _launch_backward_into(dlogits, logits, *args)
+    return dlogits
+
+
+def launch_cross_entropy_backward_inplace(logits: Tensor, *args: Any) -> None:
+    """dlogits, over the logits: a program reads its tile before it writes it."""
+    _launch_backward_into(logits, logits, *args)
+
+
+def _launch_backward_into(
+    dlogits: Tensor,
     logits: Tensor,
     target: Tensor,
     class_weight: Tensor | None,
@@ -45,29 +85,36 @@ def launch_cross_entropy_backward(
     a: Tensor,
     b: Tensor,
     s: Tensor | None,
-) -> Tensor:
-    """dlogits = a * softmax(logits) - b * onehot(target) - s * class_weight."""
-    dlogits = empty_rows_like(logits, logits.dtype)
+    e: Tensor | None,
+    logit_scale: float,
+    softcap: float | None,
+) -> None:
     if logits.numel() == 0:
-        return dlogits
+        return
     rows = Rows(logits, held_values=1)
     logits_rows, dlogits_rows = rows.folded(logits), rows.folded(dlogits)
+    strides: tuple[tuple[int, ...], ...]
+    if target.is_floating_point():
+        kernel, target_rows = soft_cross_entropy_backward_kernel, rows.folded(target)
+        strides = (logits_rows.stride(), target_rows.stride(), dlogits_rows.stride())
+    else:
+        kernel, target_rows = cross_entropy_backward_kernel, target.contiguous()
+        strides = (logits_rows.stride(), dlogits_rows.stride())
     rows.start(
-        cross_entropy_backward_kernel,
+        kernel,
         logits_rows,
-        _contiguous(target),
+        target_rows,
         _contiguous(class_weight),
-        _contiguous(normalizer),
         # autograd hands out expanded gradients (stride 0) for .sum(); vectors are contiguous here
-        (_contiguous(a), _contiguous(b), _contiguous(s)),
+        tuple(_contiguous(vector) for vector in (normalizer, a, b, s, e)),
         dlogits_rows,
         rows.n_rows,
         rows.n_cols,
-        logits_rows.stride(),
-        dlogits_rows.stride(),
+        strides,
         col_blocks=rows.col_blocks,
+        SCALE=logit_scale,
+        SOFTCAP=softcap,
     )
-    return dlogits
 
 
 def _contiguous(vector: Tensor | None) -> Tensor | None:

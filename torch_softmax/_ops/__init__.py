@@ -6,6 +6,7 @@ forms carry all derivatives: a backward that is a Function itself, so that it ha
 """
 
 from torch_softmax._ops.cross_entropy import SoftmaxCrossEntropyFunction, softmax_cross_entropy
+from torch_softmax._ops.inplace import take_over
 from torch_softmax._ops.log_softmax import LogSoftmaxFunction, log_softmax
 from torch_softmax._ops.softmax import SoftmaxFunction, softmax
 
@@ -16,4 +17,5 @@ __all__ = [
     "log_softmax",
     "softmax",
     "softmax_cross_entropy",
+    "take_over",
 ]

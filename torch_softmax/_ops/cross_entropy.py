@@ -1,134 +1,81 @@
-"""Cross-entropy of rows of logits against class indices: operators and derivatives."""
+"""Cross-entropy of rows of logits, against class indices or probabilities."""
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.compiler import is_compiling
 
+from torch_softmax import reference
+from torch_softmax._ops.derivatives import backward_derivative, forward_derivative
 from torch_softmax._ops.log_softmax import log_softmax
-from torch_softmax._ops.registration import WithoutForwardMode, batch_first, register
-from torch_softmax._ops.softmax import softmax
-from torch_softmax._rows import compute_dtype, empty_rows_like, with_folding_batch
-
-
-def _fake_forward(
-    logits: Tensor, target: Tensor, class_weight: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    nll = torch.empty(target.shape, dtype=compute_dtype(logits.dtype), device=logits.device)
-    return nll, torch.empty_like(nll), nll.new_empty(*target.shape, 2)
-
+from torch_softmax._ops.registration import (
+    WithoutForwardMode,
+    applicable,
+    batch_first,
+    register,
+)
+from torch_softmax._rows import (
+    RowOutputs,
+    empty_row_outputs,
+    empty_rows_like,
+    wanted_outputs,
+    with_folding_batch,
+)
 
 cross_entropy_forward = register(
-    "cross_entropy_forward(Tensor logits, Tensor target, Tensor? class_weight)"
-    " -> (Tensor nll, Tensor smooth, Tensor normalizer)",
-    _fake_forward,
+    "cross_entropy_forward(Tensor logits, Tensor target, Tensor? class_weight,"
+    " float logit_scale, float? softcap, bool with_entropy)"
+    " -> (Tensor nll, Tensor smooth, Tensor mass, Tensor lse,"
+    " Tensor entropy, Tensor prediction, Tensor normalizer)",
+    lambda logits, target, class_weight, logit_scale, softcap, with_entropy: empty_row_outputs(
+        logits, target, class_weight, with_entropy
+    ),
 )
 cross_entropy_backward = register(
     "cross_entropy_backward(Tensor logits, Tensor target, Tensor? class_weight,"
-    " Tensor normalizer, Tensor a, Tensor b, Tensor? s) -> Tensor",
+    " Tensor normalizer, Tensor a, Tensor b, Tensor? s, Tensor? e,"
+    " float logit_scale, float? softcap) -> Tensor",
     lambda logits, *_: empty_rows_like(logits, logits.dtype),
+)
+cross_entropy_backward_inplace = register(
+    "cross_entropy_backward_inplace(Tensor(a!) logits, Tensor target, Tensor? class_weight,"
+    " Tensor normalizer, Tensor a, Tensor b, Tensor? s, Tensor? e,"
+    " float logit_scale, float? softcap) -> ()",
+    lambda logits, *_: None,
 )
 
 
 def softmax_cross_entropy(
-    logits: Tensor, target: Tensor, class_weight: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The losses of each row, each without its factor, differentiable.
+    logits: Tensor,
+    target: Tensor,
+    class_weight: Tensor | None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    with_entropy: bool = False,
+    inplace: bool = False,
+) -> RowOutputs:
+    """Losses and statistics of rows, differentiable: ``reference.cross_entropy_forward``."""
+    function = applicable(SoftmaxCrossEntropyFunction, _SoftmaxCrossEntropyTraced)
+    logits = logits if inplace else with_folding_batch(logits)
+    return RowOutputs(
+        *function.apply(logits, target, class_weight, logit_scale, softcap, with_entropy, inplace)
+    )
 
-    Returns:
-        ``nll`` = lse - logits[target]; ``smooth`` = sum(class_weight * (lse - logits)), zeros
-        without ``class_weight``; and ``normalizer``, the two numbers whose sum is the row's lse.
-        All in float32, in float64 for float64 logits.
-    """
-    function = _SoftmaxCrossEntropyTraced if is_compiling() else SoftmaxCrossEntropyFunction
-    return function.apply(with_folding_batch(logits), target, class_weight)
 
-
-def _cross_entropy_backward(logits: Tensor, *args: Tensor | None) -> Tensor:
-    function = _CrossEntropyBackwardTraced if is_compiling() else CrossEntropyBackwardFunction
+def _cross_entropy_backward(logits: Tensor, *args: Any) -> Tensor:
+    function = applicable(CrossEntropyBackwardFunction, _CrossEntropyBackwardTraced)
     return function.apply(with_folding_batch(logits), *args)
 
 
 class SoftmaxCrossEntropyFunction(Function):
-    """Losses of rows: ``apply(logits, target, class_weight) -> (nll, smooth, normalizer)``.
+    """Losses and statistics of rows of logits, with one kernel forward and one backward.
 
-    Every cross-entropy is a combination of ``nll`` and ``smooth``, row by row. Their gradients
-    are the coefficients of the one formula of the backward kernel:
-    ``dlogits = a * softmax(logits) - b * onehot(target) - s * class_weight``.
-    """
-
-    @staticmethod
-    def forward(
-        logits: Tensor, target: Tensor, class_weight: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return cross_entropy_forward(logits, target, class_weight)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        logits, target, class_weight = inputs
-        normalizer = output[2]
-        ctx.mark_non_differentiable(normalizer)
-        # a loss that nobody used has no gradient, and its term is left out
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(logits, target, class_weight, normalizer)
-        ctx.save_for_forward(logits, target, class_weight, normalizer)
-
-    @staticmethod
-    def backward(
-        ctx: Any, dnll: Tensor | None, dsmooth: Tensor | None, _: None
-    ) -> tuple[Tensor | None, None, Tensor | None]:
-        logits, target, class_weight, normalizer = ctx.saved_tensors
-        if dnll is None and dsmooth is None:
-            return None, None, None
-        if class_weight is None or dsmooth is None:
-            dlogits = _cross_entropy_backward(logits, target, None, normalizer, dnll, dnll, None)
-            return dlogits, None, None
-        b = torch.zeros_like(dsmooth) if dnll is None else dnll
-        a = b + dsmooth * class_weight.sum()
-        dlogits = _cross_entropy_backward(logits, target, class_weight, normalizer, a, b, dsmooth)
-        dclass_weight = None
-        if ctx.needs_input_grad[2]:
-            dclass_weight = _sum_over_rows(dsmooth, -log_softmax(logits, class_weight.dtype))
-        return dlogits, None, dclass_weight
-
-    @staticmethod
-    def jvp(
-        ctx: Any, logits_tangent: Tensor | None, _: None, class_weight_tangent: Tensor | None
-    ) -> tuple[Tensor, Tensor, None]:
-        logits, target, class_weight, normalizer = ctx.saved_tensors
-        nll_tangent = smooth_tangent = normalizer.new_zeros(target.shape)
-        if logits_tangent is not None:
-            tangent = logits_tangent.to(normalizer.dtype)
-            lse_tangent = (softmax(logits, normalizer.dtype) * tangent).sum(-1)
-            nll_tangent = lse_tangent - _at_target(tangent, target)
-            if class_weight is not None:
-                smooth_tangent = lse_tangent * class_weight.sum() - (tangent * class_weight).sum(-1)
-        if class_weight_tangent is not None:
-            cost = -log_softmax(logits, normalizer.dtype)
-            smooth_tangent = smooth_tangent + (cost * class_weight_tangent).sum(-1)
-        return nll_tangent, smooth_tangent, None
-
-    @staticmethod
-    def vmap(
-        info: Any, in_dims: Any, logits: Tensor, target: Tensor, class_weight: Tensor | None
-    ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[int, int, int]]:
-        logits, target = batch_first(info.batch_size, in_dims[:2], logits, target)
-        if class_weight is None or in_dims[2] is None:
-            return softmax_cross_entropy(logits, target, class_weight), (0, 0, 0)
-        # the kernels know one weight per class, not one per class and sample
-        nll, _, normalizer = softmax_cross_entropy(logits, target, None)
-        weight = _beside_rows(class_weight.movedim(in_dims[2], 0), logits)
-        smooth = -(weight * log_softmax(logits, nll.dtype)).sum(-1)
-        return (nll, smooth, normalizer), (0, 0, 0)
-
-
-class CrossEntropyBackwardFunction(Function):
-    """dlogits = a * softmax(logits) - b * onehot(target) - s * class_weight, differentiable.
-
-    ``apply(logits, target, class_weight, normalizer, a, b, s)``. The normalizer is a function of
-    the logits, so the derivative in the logits covers it and it has none of its own.
+    ``apply(logits, target, class_weight, logit_scale, softcap, with_entropy, inplace)`` returns
+    what ``reference.cross_entropy_forward`` defines. Every cross-entropy is a function of these
+    numbers, row by row, and the gradients that arrive here are the coefficients of the one formula
+    of the backward kernel.
     """
 
     @staticmethod
@@ -136,69 +83,141 @@ class CrossEntropyBackwardFunction(Function):
         logits: Tensor,
         target: Tensor,
         class_weight: Tensor | None,
-        normalizer: Tensor,
-        a: Tensor,
-        b: Tensor,
-        s: Tensor | None,
-    ) -> Tensor:
-        return cross_entropy_backward(logits, target, class_weight, normalizer, a, b, s)
+        logit_scale: float,
+        softcap: float | None,
+        with_entropy: bool,
+        inplace: bool,
+    ) -> tuple[Tensor, ...]:
+        return tuple(
+            cross_entropy_forward(logits, target, class_weight, logit_scale, softcap, with_entropy)
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        logits, target, class_weight, *options, ctx.inplace = inputs
+        ctx.logit_scale, ctx.softcap, ctx.with_entropy = options
+        _, _, mass, _, entropy, prediction, normalizer = output
+        ctx.mark_non_differentiable(prediction, normalizer)
+        # a number that nobody used has no gradient, and its term is left out
+        ctx.set_materialize_grads(False)
+        saved = (logits, target, class_weight, mass, entropy, normalizer)
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        logits, target, class_weight, mass, entropy, normalizer = ctx.saved_tensors
+        # while tracing, torch.compile passes zeros for what nobody used, also for what is empty
+        wanted = wanted_outputs(target, class_weight, ctx.with_entropy)
+        dnll, dsmooth, dmass, dlse, dentropy, _, _ = (
+            gradient if want else None for gradient, want in zip(gradients, wanted, strict=True)
+        )
+        b = torch.zeros_like(normalizer[..., 0]) if dnll is None else dnll
+        dtarget = dclass_weight = None
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            dtarget, dclass_weight = _gradients_of_shares(
+                reference.capped(logits, ctx.logit_scale, ctx.softcap),
+                target,
+                class_weight,
+                b,
+                dsmooth,
+                dmass,
+            )
+        if not ctx.needs_input_grad[0]:
+            return None, dtarget, dclass_weight, None, None, None, None
+        a = b * mass if target.is_floating_point() else b
+        if dsmooth is not None:
+            a = a + dsmooth * class_weight.sum()
+        if dlse is not None:
+            a = a + dlse
+        if dentropy is not None:
+            a = a - dentropy * entropy
+        backward = _overwrite if ctx.inplace else _cross_entropy_backward
+        rows = (normalizer, a, b, dsmooth, dentropy)
+        dlogits = backward(logits, target, class_weight, *rows, ctx.logit_scale, ctx.softcap)
+        return dlogits, dtarget, dclass_weight, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        logits, target, class_weight, *_ = ctx.saved_tensors
+
+        def outputs(
+            logits: Tensor, target: Tensor, class_weight: Tensor | None
+        ) -> tuple[Tensor, ...]:
+            return reference.cross_entropy_forward(
+                logits, target, class_weight, ctx.logit_scale, ctx.softcap, ctx.with_entropy
+            )[:5]
+
+        primals = (logits, _safe(target, logits), class_weight)
+        return (*forward_derivative(outputs, primals, tangents[:3]), None, None)
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: Any,
+        logits: Tensor,
+        target: Tensor,
+        class_weight: Tensor | None,
+        *options: Any,
+    ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+        if options[-1]:
+            raise RuntimeError("cross_entropy needs inplace=False under vmap, got True")
+        logits, target = batch_first(info.batch_size, in_dims[:2], logits, target)
+        outputs: tuple[Tensor, ...]
+        if class_weight is None or in_dims[2] is None:
+            outputs = softmax_cross_entropy(logits, target, class_weight, *options)
+        else:
+            # the kernels know one weight per class, not one per class and sample
+            weight = _beside_rows(class_weight.movedim(in_dims[2], 0), logits)
+            outputs = reference.cross_entropy_forward(
+                logits, _safe(target, logits), weight, *options[:-1]
+            )
+        wanted = wanted_outputs(target, class_weight, with_entropy=options[2])
+        return tuple(outputs), tuple(0 if want else None for want in wanted)
+
+
+class CrossEntropyBackwardFunction(Function):
+    """The gradient in the logits, differentiable; ``reference.cross_entropy_backward`` defines it.
+
+    ``apply(logits, target, class_weight, normalizer, a, b, s, e, logit_scale, softcap)``. The
+    normalizer is a function of the logits, so their derivative covers it. What no kernel computes,
+    the second derivatives, PyTorch derives from the reference.
+    """
+
+    @staticmethod
+    def forward(logits: Tensor, *args: Any) -> Tensor:
+        return cross_entropy_backward(logits, *args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        logits, target, class_weight, _, a, _, s = inputs
-        ctx.save_for_backward(logits, target, class_weight, a, s)
-        ctx.save_for_forward(logits, target, class_weight, a, s)
+        logits, target, class_weight, _, a, b, s, e, ctx.logit_scale, ctx.softcap = inputs
+        ctx.save_for_backward(logits, target, class_weight, a, b, s, e)
+        ctx.save_for_forward(logits, target, class_weight, a, b, s, e)
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
-        logits, target, class_weight, a, s = ctx.saved_tensors
-        v = v.to(a.dtype)
-        p = softmax(logits, a.dtype)
-        da = (p * v).sum(-1)
-        logits_gradient = a.unsqueeze(-1) * p * (v - da.unsqueeze(-1))
-        db = -_at_target(v, target)
-        ds = dclass_weight = None
-        if class_weight is not None:
-            ds = -(v * class_weight).sum(-1)
-            dclass_weight = -_sum_over_rows(s, v)
-        return logits_gradient.to(logits.dtype), None, dclass_weight, None, da, db, ds
-
-    @staticmethod
-    def jvp(
-        ctx: Any,
-        logits_tangent: Tensor,
-        _target: None,
-        class_weight_tangent: Tensor | None,
-        _normalizer: Tensor | None,
-        a_tangent: Tensor,
-        b_tangent: Tensor,
-        s_tangent: Tensor | None,
-    ) -> Tensor:
-        logits, target, class_weight, a, s = ctx.saved_tensors
-        p = softmax(logits, a.dtype)
-        lse_tangent = (p * logits_tangent).sum(-1)
-        p_tangent = p * (logits_tangent - lse_tangent.unsqueeze(-1))
-        tangent = a.unsqueeze(-1) * p_tangent + a_tangent.unsqueeze(-1) * p
-        tangent = tangent.scatter_add(-1, _index(logits, target), -b_tangent.unsqueeze(-1))
-        if s_tangent is not None:
-            tangent = tangent - s_tangent.unsqueeze(-1) * class_weight
-        if class_weight_tangent is not None:
-            tangent = tangent - s.unsqueeze(-1) * class_weight_tangent
-        return tangent.to(logits.dtype)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Tensor | None) -> tuple[Tensor, int]:
-        if args[2] is None or in_dims[2] is None:
-            batched = batch_first(
-                info.batch_size, (*in_dims[:2], *in_dims[3:]), *args[:2], *args[3:]
-            )
-            return _cross_entropy_backward(*batched[:2], args[2], *batched[2:]), 0
-        logits, target, class_weight, normalizer, a, b, s = batch_first(
-            info.batch_size, in_dims, *args
+    def backward(ctx: Any, ddlogits: Tensor) -> tuple[Tensor | None, ...]:
+        needed = [ctx.needs_input_grad[i] for i in (0, 1, 2, 4, 5, 6, 7)]
+        dlogits, dtarget, dclass_weight, *drows = backward_derivative(
+            partial(_dlogits, ctx), ctx.saved_tensors, needed, ddlogits
         )
-        dlogits = _cross_entropy_backward(logits, target, None, normalizer, a, b, None)
-        smooth_part = s.unsqueeze(-1) * _beside_rows(class_weight, logits)
-        return dlogits - smooth_part.to(dlogits.dtype), 0
+        return dlogits, dtarget, dclass_weight, None, *drows, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        moving = (*tangents[:3], *tangents[4:8])
+        return forward_derivative(partial(_dlogits, ctx), ctx.saved_tensors, moving)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
+        class_weight, options = args[2], args[8:]
+        logits, target, *rows = batch_first(
+            info.batch_size, (*in_dims[:2], *in_dims[3:8]), *args[:2], *args[3:8]
+        )
+        if class_weight is None or in_dims[2] is None:
+            return _cross_entropy_backward(logits, target, class_weight, *rows, *options), 0
+        weight = _beside_rows(class_weight.movedim(in_dims[2], 0), logits)
+        target = _safe(target, logits)
+        return reference.cross_entropy_backward(logits, target, weight, *rows, *options), 0
 
 
 class _SoftmaxCrossEntropyTraced(WithoutForwardMode, SoftmaxCrossEntropyFunction):
@@ -209,17 +228,61 @@ class _CrossEntropyBackwardTraced(WithoutForwardMode, CrossEntropyBackwardFuncti
     pass
 
 
-def _at_target(x: Tensor, target: Tensor) -> Tensor:
-    return x.gather(-1, _index(x, target)).squeeze(-1)
+def _dlogits(
+    ctx: Any,
+    logits: Tensor,
+    target: Tensor,
+    class_weight: Tensor | None,
+    a: Tensor,
+    b: Tensor,
+    s: Tensor | None,
+    e: Tensor | None,
+) -> Tensor:
+    target = _safe(target, logits)
+    return reference.cross_entropy_backward(
+        logits, target, class_weight, None, a, b, s, e, ctx.logit_scale, ctx.softcap
+    )
 
 
-def _index(x: Tensor, target: Tensor) -> Tensor:
+def _overwrite(logits: Tensor, *args: Any) -> Tensor:
+    if torch.is_grad_enabled():
+        raise RuntimeError("cross_entropy needs inplace=False for second derivatives, got True")
+    cross_entropy_backward_inplace(logits, *args)
+    # whoever saved the logits for its own backward must not take the gradient for them
+    torch.autograd.graph.increment_version(logits)
+    return logits.detach()
+
+
+def _gradients_of_shares(
+    x: Tensor,
+    target: Tensor,
+    class_weight: Tensor | None,
+    b: Tensor,
+    dsmooth: Tensor | None,
+    dmass: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients in target probabilities and class weights: rarely wanted, so without a kernel."""
+    cost = -log_softmax(x, x.dtype)
+    dtarget = dclass_weight = None
+    if target.is_floating_point():
+        dshare = b.unsqueeze(-1) * cost
+        if dmass is not None:
+            dshare = dshare + dmass.unsqueeze(-1)
+        dtarget = (dshare if class_weight is None else dshare * class_weight).to(target.dtype)
+        dclass_weight = _sum_over_rows(dshare.clamp(max=torch.finfo(x.dtype).max) * target)
+    if class_weight is not None and dsmooth is not None:
+        from_smooth = _sum_over_rows(dsmooth.unsqueeze(-1) * cost)
+        dclass_weight = from_smooth if dclass_weight is None else dclass_weight + from_smooth
+    return dtarget, None if class_weight is None else dclass_weight
+
+
+def _sum_over_rows(x: Tensor) -> Tensor:
+    return x.sum(tuple(range(x.dim() - 1))) if x.dim() > 1 else x
+
+
+def _safe(target: Tensor, logits: Tensor) -> Tensor:
     # on a GPU a target that is no class comes this far, and a gather outside the row kills CUDA
-    return target.clamp(0, x.shape[-1] - 1).unsqueeze(-1)
-
-
-def _sum_over_rows(row_factor: Tensor, x: Tensor) -> Tensor:
-    return (row_factor.unsqueeze(-1) * x).flatten(0, -2).sum(0) if x.dim() > 1 else row_factor * x
+    return target if target.is_floating_point() else target.clamp(0, logits.shape[-1] - 1)
 
 
 def _beside_rows(class_weight: Tensor, logits: Tensor) -> Tensor:

@@ -5,9 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.compiler import is_compiling
 
-from torch_softmax._ops.registration import WithoutForwardMode, batch_first, register
+from torch_softmax._ops.registration import (
+    WithoutForwardMode,
+    applicable,
+    batch_first,
+    register,
+)
 from torch_softmax._rows import compute_dtype, empty_rows_like, with_folding_batch
 
 log_softmax_forward = register(
@@ -21,12 +25,12 @@ log_softmax_backward = register(
 
 def log_softmax(x: Tensor, dtype: torch.dtype) -> Tensor:
     """y = x - log(sum(exp(x))) in ``dtype``, differentiable."""
-    function = _LogSoftmaxTraced if is_compiling() else LogSoftmaxFunction
+    function = applicable(LogSoftmaxFunction, _LogSoftmaxTraced)
     return function.apply(with_folding_batch(x), dtype)
 
 
 def _log_softmax_backward(dy: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
-    function = _LogSoftmaxBackwardTraced if is_compiling() else LogSoftmaxBackwardFunction
+    function = applicable(LogSoftmaxBackwardFunction, _LogSoftmaxBackwardTraced)
     return function.apply(dy, with_folding_batch(y), dtype)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 from torch_softmax import _cpu
 
@@ -45,6 +45,21 @@ class WithoutForwardMode:
     """Mixed into a Function: the same without ``jvp``, which torch.compile does not trace."""
 
     jvp = staticmethod(Function.jvp)
+
+
+def applicable(function: type[Function], traced: type[Function]) -> type[Function]:
+    """The form of a Function to apply now: ``traced``, without ``jvp``, under torch.compile.
+
+    Forward mode under torch.compile would silently give 0 (pytorch issue 192985), and raises.
+    """
+    if not torch.compiler.is_compiling():
+        return function
+    if forward_ad._current_level >= 0:
+        raise RuntimeError(
+            "torch_softmax needs torch.compile without forward mode: torch.compile(torch.func.jvp)"
+            " would silently give 0; take the jvp outside, or torch.func.vjp"
+        )
+    return traced
 
 
 def batch_first(

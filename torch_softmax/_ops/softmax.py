@@ -5,9 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.compiler import is_compiling
 
-from torch_softmax._ops.registration import WithoutForwardMode, batch_first, register
+from torch_softmax._ops.registration import (
+    WithoutForwardMode,
+    applicable,
+    batch_first,
+    register,
+)
 from torch_softmax._rows import compute_dtype, empty_rows_like, with_folding_batch
 
 softmax_forward = register("softmax_forward(Tensor x, ScalarType dtype) -> Tensor", empty_rows_like)
@@ -19,12 +23,12 @@ softmax_backward = register(
 
 def softmax(x: Tensor, dtype: torch.dtype) -> Tensor:
     """y = exp(x) / sum(exp(x)) in ``dtype``, differentiable."""
-    function = _SoftmaxTraced if is_compiling() else SoftmaxFunction
+    function = applicable(SoftmaxFunction, _SoftmaxTraced)
     return function.apply(with_folding_batch(x), dtype)
 
 
 def _softmax_backward(dy: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
-    function = _SoftmaxBackwardTraced if is_compiling() else SoftmaxBackwardFunction
+    function = applicable(SoftmaxBackwardFunction, _SoftmaxBackwardTraced)
     return function.apply(dy, with_folding_batch(y), dtype)
 
 

@@ -1,0 +1,18 @@
+"""Public functions: check what the user passes, bring the class axis last, call, reduce."""
+
+from torch_softmax.functional.checks import Reduction
+from torch_softmax.functional.cross_entropy import (
+    CrossEntropyStats,
+    cross_entropy,
+    cross_entropy_with_stats,
+)
+from torch_softmax.functional.softmax import log_softmax, softmax
+
+__all__ = [
+    "CrossEntropyStats",
+    "Reduction",
+    "cross_entropy",
+    "cross_entropy_with_stats",
+    "log_softmax",
+    "softmax",
+]

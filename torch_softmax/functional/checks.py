@@ -1,0 +1,127 @@
+"""Checks of what a user passes: each error names the argument, its need, and what came."""
+
+import math
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+Reduction = Literal["mean", "sum", "none"]
+
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FLOATING_NAMES = "float16, bfloat16, float32 or float64"
+
+
+def check_tensor(function: str, argument: str, value: Any) -> None:
+    """Raise TypeError unless ``value`` is a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{function} needs {argument} to be a Tensor, got {type(value).__name__}")
+
+
+def check_floating(function: str, argument: str, tensor: Tensor) -> None:
+    """Raise TypeError unless the kernels know the dtype."""
+    if tensor.dtype not in FLOATING:
+        raise TypeError(f"{function} needs {argument} to be {FLOATING_NAMES}, got {tensor.dtype}")
+
+
+def check_dim(function: str, input: Tensor, dim: int) -> None:
+    """Raise IndexError unless ``dim`` is an axis; a scalar counts as one axis."""
+    if isinstance(dim, bool) or not isinstance(dim, int):
+        raise TypeError(f"{function} needs dim of type int, got {dim!r}")
+    axes = max(input.dim(), 1)
+    if not -axes <= dim < axes:
+        raise IndexError(f"{function} needs dim in [{-axes}, {axes}), got {dim}")
+
+
+def check_number(function: str, argument: str, value: Any) -> None:
+    """Raise TypeError unless ``value`` is a number, ValueError unless it is finite."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{function} needs {argument} of type float, got {value!r}")
+    # math.isfinite stops torch.compile where the number is symbolic
+    if not -math.inf < value < math.inf:
+        raise ValueError(f"{function} needs {argument} to be finite, got {value}")
+
+
+def check_cross_entropy_tensors(
+    function: str, input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int
+) -> None:
+    """Raise unless the tensors fit together."""
+    check_tensor(function, "input", input)
+    check_tensor(function, "target", target)
+    check_floating(function, "input", input)
+    if input.dim() == 0:
+        raise ValueError(f"{function} needs input to have a class axis, got a scalar")
+    if target.is_complex() or target.dtype == torch.bool:
+        raise TypeError(
+            f"{function} needs target to be class indices of an integer type or probabilities, "
+            f"got {target.dtype}"
+        )
+    if target.is_floating_point():
+        check_floating(function, "target", target)
+        shape, kind = input.shape, "probabilities"
+        if ignore_index >= 0:
+            raise ValueError(
+                f"{function} needs target to be class indices for ignore_index, "
+                f"got probabilities and {ignore_index}"
+            )
+    else:
+        rows = input.shape[:1] + input.shape[2:] if input.dim() > 1 else torch.Size()
+        shape, kind = rows, "class indices"
+    if target.shape != shape:
+        raise ValueError(
+            f"{function} needs target of shape {tuple(shape)} if it holds {kind} for input of "
+            f"shape {tuple(input.shape)}, got {tuple(target.shape)}"
+        )
+    check_device(function, "target", target, input)
+    if weight is not None:
+        check_weight(function, weight, input)
+
+
+def check_weight(function: str, weight: Tensor, input: Tensor) -> None:
+    """Raise unless ``weight`` holds one factor per class."""
+    check_tensor(function, "weight", weight)
+    check_floating(function, "weight", weight)
+    n_classes = input.shape[min(input.dim() - 1, 1)]
+    if weight.shape != (n_classes,):
+        raise ValueError(
+            f"{function} needs weight of shape ({n_classes},), one per class, "
+            f"got {tuple(weight.shape)}"
+        )
+    check_device(function, "weight", weight, input)
+
+
+def check_device(function: str, argument: str, tensor: Tensor, input: Tensor) -> None:
+    """Raise ValueError unless the tensors lie on one device."""
+    if tensor.device != input.device:
+        raise ValueError(
+            f"{function} needs {argument} on {input.device} beside input, got {tensor.device}"
+        )
+
+
+def check_cross_entropy_options(
+    function: str,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float | None,
+    logit_scale: float,
+) -> None:
+    """Raise unless every option has a meaning."""
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+        raise TypeError(f"{function} needs ignore_index of type int, got {ignore_index!r}")
+    if reduction not in get_args(Reduction):
+        raise ValueError(
+            f"{function} needs reduction to be 'mean', 'sum' or 'none', got {reduction!r}"
+        )
+    check_number(function, "label_smoothing", label_smoothing)
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"{function} needs label_smoothing in [0, 1], got {label_smoothing}")
+    check_number(function, "z_loss", z_loss)
+    if z_loss < 0:
+        raise ValueError(f"{function} needs z_loss of at least 0, got {z_loss}")
+    check_number(function, "logit_scale", logit_scale)
+    if softcap is not None:
+        check_number(function, "softcap", softcap)
+        if softcap <= 0:
+            raise ValueError(f"{function} needs softcap above 0 or None, got {softcap}")

@@ -1,0 +1,249 @@
+"""Cross-entropy with all its options, which fold into numbers per row."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from torch_softmax import _ops
+from torch_softmax._rows import RowOutputs, compute_dtype, folded_batch
+from torch_softmax.functional.checks import (
+    Reduction,
+    check_cross_entropy_options,
+    check_cross_entropy_tensors,
+)
+
+
+class CrossEntropyStats(NamedTuple):
+    """A loss and what else the same pass over the logits tells of each row.
+
+    Attributes:
+        loss: As :func:`cross_entropy` returns it.
+        lse: log(sum(exp(logits))), in the shape of the rows; float32, float64 for float64.
+            Differentiable, as are ``loss`` and ``entropy``.
+        entropy: -sum(p * log(p)) of p = softmax(logits), from 0 to log(classes); as ``lse``.
+        prediction: Index of the largest logit, int64, in the shape of the rows.
+    """
+
+    loss: Tensor
+    lse: Tensor
+    entropy: Tensor
+    prediction: Tensor
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    inplace: bool = False,
+) -> Tensor:
+    """Cross-entropy of logits, as :func:`torch.nn.functional.cross_entropy` defines it.
+
+    Softmax, logarithm and loss are one pass over the logits, and their gradient is another: no
+    matrix of probabilities is stored. For a row with logits x, class t and weights w,
+
+        logits = softcap * tanh(logit_scale * x / softcap), or logit_scale * x without softcap
+        lse = log(sum(exp(logits)))
+        loss = (1 - label_smoothing) * w[t] * (lse - logits[t])
+               + label_smoothing / classes * sum(w * (lse - logits)) + z_loss * lse ** 2
+
+    and with target probabilities q, ``sum(w * q * (lse - logits))`` for the loss of the class.
+    Better than PyTorch: any integer target; the losses of half-precision logits are added up in
+    float32; a probability of 0 costs nothing where the logit is -inf.
+
+    Args:
+        input: Logits x, shape ``(classes,)``, ``(rows, classes)`` or ``(rows, classes, d1, ...)``;
+            float16, bfloat16, float32 or float64.
+        target: Class of each row, in the shape of ``input`` without its class axis; any integer
+            type, in ``[0, classes)`` or ``ignore_index``. On a GPU, where a check would have to
+            wait for the device, another value makes the loss and gradient of its row NaN. Or
+            probabilities, in the shape of ``input``, which may require a gradient.
+        weight: Factor per class, shape ``(classes,)``; None weighs every class 1.
+        ignore_index: Target value whose rows cost nothing and receive zero gradient.
+        reduction: ``"mean"``, the sum divided by the weights of the counted rows' targets, with
+            probabilities by the number of rows; ``"sum"``; or ``"none"``, one loss per row.
+        label_smoothing: Share of each target that is spread evenly over the classes, in [0, 1].
+        z_loss: Factor of lse squared, which keeps logits from drifting (PaLM, 2022).
+        softcap: Bound that logits approach and never pass (Gemma 2, 2024).
+        logit_scale: Factor of the logits, an inverse temperature.
+        inplace: Whether the memory of ``input`` becomes its gradient, so that no other is taken.
+            A later use of ``input`` raises in backward, as after any in-place operation; reading it
+            after backward shows the gradient. Without a gradient to compute, and under
+            torch.compile, which plans memory itself, ``input`` is left alone.
+
+    Returns:
+        A scalar, or with ``reduction="none"`` the shape of the rows; in the dtype of ``input``,
+        float32 under autocast. The mean of no counted row is NaN.
+
+    Raises:
+        TypeError: An argument is of the wrong kind or dtype.
+        ValueError: Shapes or devices disagree, or an option has no meaning.
+        IndexError: A target on the CPU is neither a class nor ``ignore_index``.
+
+    Example:
+        >>> cross_entropy(torch.zeros(2, 4), torch.tensor([0, 3]))
+        tensor(1.3863)
+    """
+    check_cross_entropy_options(
+        "cross_entropy", ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale
+    )
+    check_cross_entropy_tensors("cross_entropy", input, target, weight, ignore_index)
+    loss, _ = _loss_and_rows(
+        input,
+        target,
+        weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        softcap=softcap,
+        logit_scale=logit_scale,
+        inplace=inplace,
+    )
+    return loss
+
+
+def cross_entropy_with_stats(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    inplace: bool = False,
+) -> CrossEntropyStats:
+    """:func:`cross_entropy`, and of each row the lse, entropy and prediction, from the same pass.
+
+    Reinforcement learning needs log-probability and entropy together, both differentiable:
+    ``reduction="none"`` gives the negative of the one beside the other.
+
+    Args:
+        input: As for :func:`cross_entropy`, and so are the others.
+        target: Class indices or probabilities.
+        weight: Factor per class.
+        ignore_index: Its rows have statistics all the same.
+        reduction: Of ``loss`` alone.
+        label_smoothing: Touches ``loss`` alone.
+        z_loss: Touches ``loss`` alone.
+        softcap: The statistics are those of the capped logits.
+        logit_scale: The statistics are those of the scaled logits.
+        inplace: Whether the memory of ``input`` becomes its gradient.
+
+    Returns:
+        :class:`CrossEntropyStats`.
+
+    Raises:
+        TypeError: As for :func:`cross_entropy`.
+        ValueError: As for :func:`cross_entropy`.
+        IndexError: As for :func:`cross_entropy`.
+
+    Example:
+        >>> cross_entropy_with_stats(torch.zeros(1, 4), torch.tensor([3])).entropy
+        tensor([1.3863])
+    """
+    name = "cross_entropy_with_stats"
+    check_cross_entropy_options(
+        name, ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale
+    )
+    check_cross_entropy_tensors(name, input, target, weight, ignore_index)
+    loss, rows = _loss_and_rows(
+        input,
+        target,
+        weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        softcap=softcap,
+        logit_scale=logit_scale,
+        inplace=inplace,
+        with_entropy=True,
+    )
+    return CrossEntropyStats(loss, rows.lse, rows.entropy, rows.prediction)
+
+
+def _loss_and_rows(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    *,
+    ignore_index: int,
+    reduction: Reduction,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float | None,
+    logit_scale: float,
+    inplace: bool,
+    with_entropy: bool = False,
+) -> tuple[Tensor, RowOutputs]:
+    logits = _taken_over(input) if inplace else input
+    logits = _class_axis_last(logits)
+    n_classes, dtype = logits.shape[-1], compute_dtype(input.dtype)
+    soft = target.is_floating_point()
+    weight = None if weight is None else weight.to(dtype)
+
+    if soft:
+        target, ignored, class_weight = _class_axis_last(target), None, weight
+    else:
+        # int64 before the comparison: ignore_index may not exist in a narrower type, and would wrap
+        ignored = target.long() == ignore_index
+        target, class_weight = target.long().masked_fill(ignored, 0), None
+    if label_smoothing > 0:
+        class_weight = input.new_ones(n_classes, dtype=dtype) if weight is None else weight
+    rows = _ops.softmax_cross_entropy(
+        logits, target, class_weight, logit_scale, softcap, with_entropy, inplace
+    )
+
+    loss = rows.nll
+    counted = None if ignored is None else ~ignored
+    if weight is not None and ignored is not None:
+        # on a GPU a target that is no class comes this far, and must not be looked up
+        row_weight = weight[target.clamp(0, n_classes - 1)]
+        loss, counted = row_weight * loss, row_weight.masked_fill(ignored, 0)
+    if label_smoothing > 0:
+        loss = (1 - label_smoothing) * loss + (label_smoothing / n_classes) * rows.smooth
+    if z_loss > 0:
+        loss = loss + z_loss * rows.lse.square()
+    if ignored is not None:
+        loss = loss.masked_fill(ignored, 0)
+    return _reduced(loss, counted, reduction).to(_loss_dtype(input)), rows
+
+
+def _reduced(loss: Tensor, counted: Tensor | None, reduction: Reduction) -> Tensor:
+    if reduction == "none":
+        return loss
+    if reduction == "sum":
+        return loss.sum()
+    # the denominator stays on the device: reading it would stop the stream
+    return loss.mean() if counted is None else loss.sum() / counted.sum()
+
+
+def _class_axis_last(x: Tensor) -> Tensor:
+    return x.movedim(1, -1) if x.dim() > 1 else x
+
+
+def _taken_over(input: Tensor) -> Tensor:
+    if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and input.requires_grad):
+        return input
+    if folded_batch(_class_axis_last(input)) is None:
+        raise ValueError(
+            "cross_entropy needs inplace=False for input whose axes do not fold, "
+            f"got strides {input.stride()}"
+        )
+    return _ops.take_over(input)
+
+
+def _loss_dtype(input: Tensor) -> torch.dtype:
+    autocast = torch.is_autocast_enabled(input.device.type)
+    return compute_dtype(input.dtype) if autocast else input.dtype

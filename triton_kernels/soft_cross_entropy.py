@@ -1,0 +1,137 @@
+"""Cross-entropy of rows of logits against a probability per class, and its gradient.
+
+The notation and contract are those of :mod:`triton_kernels.cross_entropy`, with w for the class
+weights or 1. Here nll = sum(w * target * (lse - logits)), where a class without weight or
+probability costs nothing, whatever its logit, and mass = sum(w * target). The gradient is
+
+    dlogits = (a - e * log(p)) * p - b * w * target - s * class_weight
+
+where a contains b * mass.
+"""
+
+import triton
+import triton.language as tl
+
+from triton_kernels.online import (
+    capped,
+    finite_shift,
+    fold_cost,
+    fold_prediction,
+    fold_product,
+    fold_total,
+    log_probabilities,
+    slope,
+    weigh_probabilities,
+)
+from triton_kernels.rows import program_rows, tile_offsets
+
+
+@triton.jit
+def soft_cross_entropy_forward_kernel(
+    logits_ptr,
+    target_ptr,
+    class_weight_ptr,
+    row_ptrs,
+    n_rows,
+    n_cols,
+    logits_strides,
+    target_strides,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLS: tl.constexpr,
+    SCALE: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+):
+    """nll = sum(w * target * (lse - logits)), smooth = sum(class_weight * (lse - logits))."""
+    nll_ptr, smooth_ptr, normalizer_ptr, lse_ptr, entropy_ptr, prediction_ptr, mass_ptr = row_ptrs
+    outer, rows = program_rows(n_rows, BLOCK_ROWS)
+    in_rows = rows < n_rows
+    dtype: tl.constexpr = nll_ptr.dtype.element_ty
+    largest = tl.full((BLOCK_ROWS,), -float("inf"), dtype)
+    total = tl.zeros((BLOCK_ROWS,), dtype)
+    nll = tl.zeros((BLOCK_ROWS,), dtype)
+    mass = tl.zeros((BLOCK_ROWS,), dtype)
+    smooth = tl.zeros((BLOCK_ROWS,), dtype)
+    weight_total = tl.zeros((1,), dtype)
+    product = tl.zeros((BLOCK_ROWS,), dtype)
+    prediction = tl.zeros((BLOCK_ROWS,), tl.int32)
+
+    for start in range(0, n_cols, BLOCK_COLS):
+        cols = start + tl.arange(0, BLOCK_COLS)
+        in_tile = in_rows[:, None] & (cols < n_cols)[None, :]
+        offsets = tile_offsets(outer, rows, cols, logits_strides)
+        logits = tl.load(logits_ptr + offsets, mask=in_tile, other=0.0).to(dtype)
+        # after the softcap, which would lift it: columns beyond the row add exp(-inf) = 0
+        logits = tl.where(in_tile, capped(logits, SCALE, SOFTCAP), -float("inf"))
+        old_largest = largest
+        old_total = total
+        largest, total = fold_total(logits, largest, total)
+        target_offsets = tile_offsets(outer, rows, cols, target_strides)
+        share = tl.load(target_ptr + target_offsets, mask=in_tile, other=0.0).to(dtype)
+        if class_weight_ptr is not None:
+            weight = tl.load(class_weight_ptr + cols, mask=cols < n_cols, other=0.0)[None, :]
+            smooth, weight_total = fold_cost(
+                weight, logits, old_largest, largest, smooth, weight_total
+            )
+            share *= weight
+        nll, mass = fold_cost(share, logits, old_largest, largest, nll, mass)
+        if entropy_ptr is not None:
+            product = fold_product(logits, old_largest, largest, old_total, product)
+            prediction = fold_prediction(logits, start, old_largest, prediction)
+
+    log_total = tl.log(total)
+    shift = finite_shift(largest)
+    index = outer * n_rows + rows
+    tl.store(nll_ptr + index, nll + mass * log_total, mask=in_rows)
+    tl.store(mass_ptr + index, mass, mask=in_rows)
+    tl.store(normalizer_ptr + 2 * index, shift, mask=in_rows)
+    tl.store(normalizer_ptr + 2 * index + 1, log_total, mask=in_rows)
+    tl.store(lse_ptr + index, shift + log_total, mask=in_rows)
+    if class_weight_ptr is not None:
+        tl.store(smooth_ptr + index, smooth + weight_total * log_total, mask=in_rows)
+    if entropy_ptr is not None:
+        tl.store(entropy_ptr + index, log_total - product / total, mask=in_rows)
+        tl.store(prediction_ptr + index, prediction, mask=in_rows)
+
+
+@triton.jit
+def soft_cross_entropy_backward_kernel(
+    logits_ptr,
+    target_ptr,
+    class_weight_ptr,
+    row_ptrs,
+    dlogits_ptr,
+    n_rows,
+    n_cols,
+    strides,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLS: tl.constexpr,
+    SCALE: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+):
+    """dlogits = (a - e * log(p)) * p - b * w * target - s * class_weight, times the slope."""
+    normalizer_ptr, a_ptr, b_ptr, s_ptr, e_ptr = row_ptrs
+    logits_strides, target_strides, dlogits_strides = strides
+    outer, rows = program_rows(n_rows, BLOCK_ROWS)
+    cols = tl.program_id(1) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+    in_rows = rows < n_rows
+    in_tile = in_rows[:, None] & (cols < n_cols)[None, :]
+    index = outer * n_rows + rows
+
+    a = tl.load(a_ptr + index, mask=in_rows, other=0.0)
+    b = tl.load(b_ptr + index, mask=in_rows, other=0.0)
+    offsets = tile_offsets(outer, rows, cols, logits_strides)
+    logits = tl.load(logits_ptr + offsets, mask=in_tile, other=0.0).to(a.dtype)
+    logits = capped(logits, SCALE, SOFTCAP)
+    log_p = log_probabilities(logits, normalizer_ptr, index, in_rows)
+    dlogits = weigh_probabilities(log_p, a, e_ptr, index, in_rows)
+    target_offsets = tile_offsets(outer, rows, cols, target_strides)
+    share = tl.load(target_ptr + target_offsets, mask=in_tile, other=0.0).to(a.dtype)
+    share *= b[:, None]
+    if s_ptr is not None:
+        share += tl.load(s_ptr + index, mask=in_rows, other=0.0)[:, None]
+    if class_weight_ptr is not None:
+        share *= tl.load(class_weight_ptr + cols, mask=cols < n_cols, other=0.0)[None, :]
+    dlogits = (dlogits - share) * slope(logits, SCALE, SOFTCAP)
+
+    dlogits_offsets = tile_offsets(outer, rows, cols, dlogits_strides)
+    tl.store(dlogits_ptr + dlogits_offsets, dlogits, mask=in_tile)
