@@ -13,6 +13,7 @@ from torch_softmax.functional import (
     softmax,
 )
 from torch_softmax.modules import CrossEntropyLoss, LogSoftmax, Softmax
+from torch_softmax.patching import patch
 
 __all__ = [
     "CrossEntropyLoss",
@@ -25,5 +26,6 @@ __all__ = [
     "cross_entropy",
     "cross_entropy_with_stats",
     "log_softmax",
+    "patch",
     "softmax",
 ]
