@@ -64,9 +64,10 @@ def capped(x, SCALE: tl.constexpr, SOFTCAP: tl.constexpr):
 @triton.jit
 def slope(x, SCALE: tl.constexpr, SOFTCAP: tl.constexpr):
     """Derivative of capped(x), from its result."""
+    slope = tl.full((), SCALE, x.dtype)
     if SOFTCAP is not None:
-        return SCALE * (1.0 - (x / SOFTCAP) * (x / SOFTCAP))
-    return SCALE
+        slope = slope * (1.0 - (x / SOFTCAP) * (x / SOFTCAP))
+    return slope
 
 
 @triton.jit
@@ -81,10 +82,11 @@ def log_probabilities(logits, normalizer_ptr, index, in_rows):
 def weigh_probabilities(log_p, a, e_ptr, index, in_rows):
     """(a - e * log(p)) * p, where p = 0 counts as 0 whatever its logarithm."""
     p = tl.exp(log_p)
-    if e_ptr is None:
-        return a[:, None] * p
-    e = tl.load(e_ptr + index, mask=in_rows, other=0.0)
-    return (a[:, None] - tl.where(p > 0.0, e[:, None] * log_p, 0.0)) * p
+    weight = a[:, None]
+    if e_ptr is not None:
+        e = tl.load(e_ptr + index, mask=in_rows, other=0.0)
+        weight = weight - tl.where(p > 0.0, e[:, None] * log_p, 0.0)
+    return weight * p
 
 
 @triton.jit

@@ -7,8 +7,8 @@ in a loop (``block_cols < n_cols``).
 
 from typing import NamedTuple
 
-# enough for each of 128 threads to load 16 bytes of bfloat16 twice
-MIN_TILE_ELEMENTS = 2048
+# for each of 128 threads 64 bytes: 16 bytes of bfloat16 are loaded twice and held as float32
+MIN_TILE_BYTES = 8 * 1024
 # half of an SM's 256 KiB of registers, so that the other half is left for addresses and results
 MAX_TILE_BYTES = 128 * 1024
 # a block of a walked row: several programs share an SM and hide each other's loads
@@ -35,18 +35,19 @@ def row_tiling(n_rows: int, n_cols: int, held_bytes: int, *, adjacent_rows: bool
         adjacent_rows: Neighbours in memory are rows, not columns: the class axis has gaps, and
             only a tile of many rows reads whole memory sectors.
     """
+    held_bytes = next_power_of_2(held_bytes)
     wanted_rows = MIN_ADJACENT_ROWS if adjacent_rows else 1
     block_cols = next_power_of_2(n_cols)
     if wanted_rows * block_cols * held_bytes > MAX_TILE_BYTES:
         block_cols = WALK_TILE_BYTES // (wanted_rows * held_bytes)
-    block_rows = max(wanted_rows, MIN_TILE_ELEMENTS // block_cols)
+    block_rows = max(wanted_rows, MIN_TILE_BYTES // (block_cols * held_bytes))
     block_rows = min(block_rows, next_power_of_2(n_rows))
-    return Tiling(block_rows, block_cols, warps(block_rows * block_cols))
+    return Tiling(block_rows, block_cols, warps(block_rows * block_cols * held_bytes))
 
 
-def warps(tile_elements: int) -> int:
-    """Warps for a tile: 32 elements a thread, at least 4 warps and at most 16."""
-    return min(max(tile_elements // 1024, 4), 16)
+def warps(tile_bytes: int) -> int:
+    """Warps for a tile: 128 bytes a thread, at least 4 warps and at most 16."""
+    return min(max(tile_bytes // 4096, 4), 16)
 
 
 def cdiv(numerator: int, denominator: int) -> int:

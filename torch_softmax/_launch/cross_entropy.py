@@ -39,7 +39,9 @@ def launch_cross_entropy_forward(
     )
     row_outputs: tuple[Tensor | None, ...] = (nll, smooth, normalizer, lse, entropy, prediction)
 
-    rows = Rows(logits, held_values=2 if mass is not None else 1)
+    # the logits, and what each further sum holds beside them while a block is folded in
+    held_values = 1 + (smooth is not None) + (mass is not None) + 2 * with_entropy
+    rows = Rows(logits, held_values)
     logits_rows = rows.folded(logits)
     strides: tuple[tuple[int, ...], ...]
     if mass is None:
@@ -91,10 +93,11 @@ def _launch_backward_into(
 ) -> None:
     if logits.numel() == 0:
         return
-    rows = Rows(logits, held_values=1)
+    soft = target.is_floating_point()
+    rows = Rows(logits, held_values=1 + soft + (s is not None) + (e is not None))
     logits_rows, dlogits_rows = rows.folded(logits), rows.folded(dlogits)
     strides: tuple[tuple[int, ...], ...]
-    if target.is_floating_point():
+    if soft:
         kernel, target_rows = soft_cross_entropy_backward_kernel, rows.folded(target)
         strides = (logits_rows.stride(), target_rows.stride(), dlogits_rows.stride())
     else:
