@@ -1,0 +1,505 @@
+"""The example: it learns, says what it measured on which data, and refuses in one line."""
+
+import contextlib
+import functools
+import gc
+import gzip
+import hashlib
+import http.server
+import os
+import pty
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import termios
+import threading
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import train_fashion
+from torch_softmax._ops import registration
+
+ROOT = Path(train_fashion.__file__).parent
+SMALL = ["--dataset", "synthetic", "--train-size", "640", "--test-size", "200", "--device", "cpu"]
+SMALL += ["--batch-size", "64", "--epochs", "1"]
+DRAWN_PREFIX = "[drawn garments, not Fashion-MNIST] "
+
+
+@pytest.fixture(autouse=True)
+def kernels_not_interpreted(monkeypatch):
+    """The path that a user without a GPU gets; conftest chose the other one for this process."""
+    monkeypatch.setattr(registration, "INTERPRETED", False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
+
+@pytest.fixture
+def small_files(tmp_path, monkeypatch):
+    """A folder with files like Fashion-MNIST's, but few images, for which the script is told."""
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for split, count in (("train", 640), ("t10k", 200)):
+        images, labels = train_fashion.draw_garments(count, seed=count)
+        for kind, magic, data in (
+            ("images-idx3", 0x803, images[:, 0]),
+            ("labels-idx1", 0x801, labels),
+        ):
+            header = struct.pack(f">{1 + data.ndim}i", magic, *data.shape)
+            content = header + bytes(data.flatten().tolist())
+            (folder / f"{split}-{kind}-ubyte").write_bytes(content)
+    sha256 = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+    assert sha256.keys() == train_fashion.SHA256_OF_FILES.keys()
+    monkeypatch.setattr(train_fashion, "SHA256_OF_FILES", sha256)
+    return folder
+
+
+@pytest.fixture
+def no_local_data(tmp_path, monkeypatch):
+    """Neither Debian's files nor a cache; the cache folder that a download would fill."""
+    monkeypatch.setattr(train_fashion, "DEBIAN_FOLDER", tmp_path / "no-debian")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    yield tmp_path / "cache" / "torch_softmax" / "fashion-mnist"
+    # urllib leaves the socket of a failed request to the garbage collector, which warns of it
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
+@pytest.fixture
+def served_files(small_files, tmp_path, monkeypatch):
+    """The .gz files that torchvision downloads in this test, from a server on loopback."""
+    datasets = pytest.importorskip("torchvision.datasets")
+    folder = tmp_path / "served"
+    folder.mkdir()
+    for path in small_files.iterdir():
+        (folder / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+    resources = [
+        (path.name, hashlib.md5(path.read_bytes()).hexdigest()) for path in sorted(folder.iterdir())
+    ]
+    handler = functools.partial(QuietHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        address = f"http://127.0.0.1:{server.server_port}/"
+        monkeypatch.setattr(datasets.FashionMNIST, "mirrors", [address])
+        monkeypatch.setattr(datasets.FashionMNIST, "resources", resources)
+        for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.delenv(variable, raising=False)
+        yield folder
+        server.shutdown()
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+def run_and_read_refusal(capsys, *argv):
+    """The exit code and the one line that a run which never started to train leaves."""
+    code = train_fashion.run(argv)
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert errors.startswith("train_fashion.py: ") and errors.count("\n") == 1
+    return code, errors
+
+
+def script(code_or_file, *argv, stderr=subprocess.PIPE, **variables):
+    """A process of its own that runs the script, or code that imports it."""
+    command = ["-c", code_or_file] if " " in code_or_file else [code_or_file]
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    return subprocess.Popen(
+        [sys.executable, *command, *argv],
+        cwd=ROOT,
+        env=environment | variables,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+    )
+
+
+def test_training_learns():
+    result = train_fashion.main([*SMALL, "--train-size", "1280", "--epochs", "8"])
+    assert sum(result.step_losses[-10:]) < 0.3 * sum(result.step_losses[:10])
+    assert result.accuracy > 0.6
+    assert result.mirrored_accuracy > 0.6
+    assert result.epoch_accuracies[-1] == result.accuracy
+    assert len(result.epoch_accuracies) == 8
+    assert len(result.step_losses) == 8 * 20
+    assert result.source == "drawn garments, as asked"
+
+
+def test_training_learns_in_bf16():
+    result = train_fashion.main([*SMALL, "--epochs", "10", "--precision", "bf16"])
+    assert sum(result.step_losses[-10:]) < 0.5 * sum(result.step_losses[:10])
+
+
+def test_the_same_seed_does_the_same_run():
+    first, second, other = (
+        train_fashion.main([*SMALL, "--seed", seed]).step_losses for seed in ("5", "5", "6")
+    )
+    assert first == second
+    assert first != other
+
+
+@pytest.mark.parametrize("seed", ["0", "2"])
+def test_both_losses_do_the_same_run_in_float32(seed):
+    argv = [*SMALL, "--epochs", "5", "--precision", "fp32", "--seed", seed]
+    ours = torch.tensor(train_fashion.main([*argv, "--loss", "fused"]).step_losses[:10])
+    torchs = torch.tensor(train_fashion.main([*argv, "--loss", "torch"]).step_losses[:10])
+    torch.testing.assert_close(ours[0], torchs[0], atol=1e-6, rtol=0)
+    torch.testing.assert_close(ours, torchs, atol=1e-3, rtol=0)
+
+
+def test_loss_fused_is_ours_and_loss_torch_is_not():
+    assert train_fashion.LOSSES["fused"] is train_fashion.torch_softmax.cross_entropy
+    assert train_fashion.LOSSES["triton"] is train_fashion.torch_softmax.cross_entropy
+    assert train_fashion.LOSSES["torch"] is F.cross_entropy
+
+
+def test_loss_triton_runs_the_interpreted_kernels():
+    code = (
+        "import sys, train_fashion\n"
+        "result = train_fashion.main(sys.argv[1:])\n"
+        "assert 'triton_kernels' in sys.modules and len(result.step_losses) == 10\n"
+    )
+    process = script(code, *SMALL, "--loss", "triton", TRITON_INTERPRET="1")
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert "loss triton" in output
+
+
+def test_loss_triton_is_refused_where_the_kernels_would_not_run(capsys):
+    code, line = run_and_read_refusal(capsys, *SMALL, "--loss", "triton")
+    assert code == 2
+    assert "TRITON_INTERPRET=1" in line
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (["--epochs", "0"], "--epochs"),
+        (["--epochs", "two"], "--epochs"),
+        (["--lr", "-1"], "--lr"),
+        (["--lr", "0"], "--lr"),
+        (["--lr", "nan"], "--lr"),
+        (["--lr", "inf"], "--lr"),
+        (["--lr", "fast"], "--lr"),
+        (["--batch-size", "0"], "--batch-size"),
+        (["--batch-size", "641"], "--batch-size"),
+        (["--train-size", "60001"], "--train-size"),
+        (["--test-size", "0"], "--test-size"),
+        (["--seed", "-1"], "--seed"),
+        (["--seed", str(2**64)], "--seed"),
+        (["--loss", "mse"], "--loss"),
+        (["--precision", "fp16"], "--precision"),
+        (["--dataset", "mnist"], "--dataset"),
+        (["--data-dir", "."], "--data-dir"),
+        (["--device", "nowhere"], "--device"),
+        (["--device", "meta"], "--device"),
+        (["--device", "cuda:99"], "--device"),
+        (["--momentum", "0.9"], "--momentum"),
+    ],
+)
+def test_a_wrong_value_is_refused_before_training(capsys, argv, named):
+    code, line = run_and_read_refusal(capsys, *SMALL, *argv)
+    assert code == 2
+    assert named in line
+
+
+def test_a_refusal_is_the_exit_code_of_the_script():
+    process = script("train_fashion.py", *SMALL, "--epochs", "0")
+    output, errors = process.communicate()
+    assert process.returncode == 2
+    assert output == ""
+    assert errors.count("\n") == 1 and "--epochs" in errors
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(capsys):
+    code = train_fashion.run([*SMALL, "--lr", "1e30", "--precision", "fp32"])
+    errors = capsys.readouterr().err
+    assert code == 4
+    assert errors.count("\n") == 1 and "finite" in errors
+
+
+def test_an_interruption_exits_with_130():
+    process = script("train_fashion.py", *SMALL, "--epochs", "100000")
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130
+    assert errors == "train_fashion.py: interrupted\n"
+
+
+def test_a_terminal_shows_a_progress_bar_and_a_pipe_does_not(capfd):
+    controller, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 120))
+    process = script("train_fashion.py", *SMALL, stderr=terminal)
+    os.close(terminal)
+    process.communicate()
+    shown = b""
+    # Linux reports the end of a terminal as an error
+    with contextlib.suppress(OSError), os.fdopen(controller, "rb", buffering=0) as screen:
+        while part := screen.read(4096):
+            shown += part
+    assert b"epoch 1/1:" in shown and b"images/s" in shown
+    train_fashion.main(SMALL)
+    assert "\r" not in "".join(capfd.readouterr())
+
+
+def test_every_line_about_drawn_garments_says_so(capsys):
+    train_fashion.main(SMALL)
+    output, errors = capsys.readouterr()
+    lines = output.splitlines()
+    assert len(lines) == 8
+    assert all(line.startswith(DRAWN_PREFIX) for line in lines)
+    assert errors == ""
+
+
+def test_no_line_about_fashion_mnist_says_that_it_is_drawn(capsys, small_files):
+    files = ["--dataset", "auto", "--data-dir", str(small_files)]
+    result = train_fashion.main([*SMALL, *files])
+    output = capsys.readouterr().out
+    assert result.source == f"Fashion-MNIST from {small_files}"
+    assert str(small_files) in output
+    assert "drawn" not in output
+
+
+def test_the_examples_name_the_likeliest_and_the_true_class():
+    probabilities = torch.eye(10)[[3, 9, 0]] * torch.tensor([[0.8], [0.5], [0.2]]) + 0.02
+    lines = list(train_fashion.describe_examples(probabilities, torch.tensor([3, 8, 0])))
+    assert lines[0].startswith("test image 0 (surest): Dress 82.0%, ")
+    assert lines[1].startswith("test image 1 (middling): Ankle boot 52.0%, ")
+    assert lines[1].endswith("true class: Bag")
+    assert lines[2].startswith("test image 2 (least sure): T-shirt/top 22.0%, ")
+
+
+@pytest.mark.skipif(
+    not train_fashion.DEBIAN_FOLDER.exists(), reason="needs Debian's package dataset-fashion-mnist"
+)
+def test_the_files_of_debian_pass_their_check():
+    data = train_fashion.load_data("fashion-mnist", None, 60_000, 10_000)
+    assert data.train.images.shape == (60_000, 1, 28, 28)
+    assert data.test.images.shape == (10_000, 1, 28, 28)
+    assert data.train.labels.bincount().tolist() == [6000] * 10
+    assert data.test.labels.bincount().tolist() == [1000] * 10
+    # published with the data set
+    assert (data.train.images / 255).mean().item() == pytest.approx(0.28604, abs=1e-5)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_images_and_labels_come_out_as_they_went_in(small_files, compressed):
+    if compressed:
+        for path in small_files.iterdir():
+            path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+            path.unlink()
+    drawn = train_fashion.draw_garments(640, seed=640)
+    read = train_fashion.read_split(small_files, "train", 600)
+    assert torch.equal(read.images, drawn.images[:600])
+    assert torch.equal(read.labels, drawn.labels[:600])
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def label_as_200(path):
+    content = bytearray(path.read_bytes())
+    content[-1] = 200
+    path.write_bytes(content)
+
+
+def truncate_compressed(path):
+    path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes())[:-20])
+    path.unlink()
+
+
+def pretend_compressed(path):
+    path.rename(f"{path}.gz")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [truncate, empty, flip_a_bit, label_as_200, truncate_compressed, pretend_compressed],
+)
+@pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
+def test_a_damaged_file_is_refused_by_name(capsys, small_files, name, damage):
+    damage(small_files / name)
+    files = ["--dataset", "auto", "--data-dir", str(small_files)]
+    code, line = run_and_read_refusal(capsys, *SMALL, *files)
+    assert code == 3
+    assert str(small_files / name) in line
+    assert train_fashion.SHA256_OF_FILES[name] in line
+
+
+def test_a_missing_file_is_refused_by_name(capsys, small_files):
+    (small_files / "t10k-labels-idx1-ubyte").unlink()
+    files = ["--dataset", "auto", "--data-dir", str(small_files)]
+    code, line = run_and_read_refusal(capsys, *SMALL, *files)
+    assert code == 3
+    assert str(small_files / "t10k-labels-idx1-ubyte") in line
+
+
+def test_the_files_of_debian_are_found_first(small_files, monkeypatch):
+    monkeypatch.setattr(train_fashion, "DEBIAN_FOLDER", small_files)
+    result = train_fashion.main([*SMALL, "--dataset", "auto"])
+    assert result.source == f"Fashion-MNIST from {small_files}"
+
+
+def test_a_damaged_file_of_debian_is_refused_and_not_replaced(capsys, small_files, monkeypatch):
+    flip_a_bit(small_files / "train-labels-idx1-ubyte")
+    monkeypatch.setattr(train_fashion, "DEBIAN_FOLDER", small_files)
+    code, line = run_and_read_refusal(capsys, *SMALL, "--dataset", "auto")
+    assert code == 3
+    assert str(small_files / "train-labels-idx1-ubyte") in line
+
+
+def test_a_download_is_kept_and_checked(capfd, served_files, no_local_data):
+    argv = [*SMALL, "--dataset", "fashion-mnist"]
+    assert train_fashion.main(argv).source == f"Fashion-MNIST from {no_local_data}"
+    names = {path.name for path in no_local_data.iterdir()}
+    assert names == set(train_fashion.SHA256_OF_FILES)
+    for path in served_files.iterdir():
+        path.unlink()
+    train_fashion.main(argv)
+    flip_a_bit(no_local_data / "t10k-images-idx3-ubyte")
+    capfd.readouterr()
+    assert train_fashion.run(argv) == 3
+    assert str(no_local_data / "t10k-images-idx3-ubyte") in capfd.readouterr().err
+
+
+def test_an_incomplete_download_leaves_nothing(capfd, served_files, no_local_data):
+    (served_files / "train-labels-idx1-ubyte.gz").unlink()
+    assert train_fashion.run([*SMALL, "--dataset", "fashion-mnist"]) == 3
+    assert list(no_local_data.iterdir()) == []
+    reason = capfd.readouterr().err.splitlines()[-1]
+    assert "train-labels-idx1-ubyte.gz" in reason and "404" in reason
+
+
+def test_a_slow_download_is_not_given_up(capfd, served_files, no_local_data, monkeypatch):
+    # each file starts late, though within the time, and all of them together take longer than it
+    monkeypatch.setattr(train_fashion, "DOWNLOAD_PATIENCE_SECONDS", 1.0)
+    answer = QuietHandler.do_GET
+    monkeypatch.setattr(QuietHandler, "do_GET", lambda self: (time.sleep(0.25), answer(self)))
+    start = time.monotonic()
+    train_fashion.download_fashion_mnist(no_local_data)
+    assert time.monotonic() - start > 1.5
+    assert len(list(no_local_data.iterdir())) == 4
+
+
+def test_no_network_is_told_with_the_way_to_get_the_data(capsys, no_local_data, monkeypatch):
+    datasets = pytest.importorskip("torchvision.datasets")
+    # nothing listens on the port of a socket that is bound and not listening
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{closed.getsockname()[1]}/"
+        monkeypatch.setattr(datasets.FashionMNIST, "mirrors", [address])
+        code, line = run_and_read_refusal(capsys, *SMALL, "--dataset", "fashion-mnist")
+    assert code == 3
+    assert address in line and "dataset-fashion-mnist" in line and "--data-dir" in line
+
+
+def test_without_torchvision_the_garments_stand_in(capsys, no_local_data, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
+    result = train_fashion.main([*SMALL, "--dataset", "auto"])
+    lines = capsys.readouterr().out.splitlines()
+    assert result.source.startswith("drawn garments, because ")
+    assert "torchvision does not import" in lines[0] and "--data-dir" in lines[0]
+    assert all(line.startswith(DRAWN_PREFIX) for line in lines)
+
+
+def test_a_network_that_never_answers_holds_nobody_for_20_seconds(tmp_path):
+    pytest.importorskip("torchvision")
+    code = (
+        "import pathlib, sys, train_fashion\n"
+        "train_fashion.DEBIAN_FOLDER = pathlib.Path('nowhere')\n"
+        "sys.exit(train_fashion.run(sys.argv[1:]))\n"
+    )
+    # takes connections and never says a word
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        start = time.monotonic()
+        process = script(
+            code,
+            *SMALL,
+            "--dataset",
+            "auto",
+            http_proxy=f"http://127.0.0.1:{silent.getsockname()[1]}",
+            no_proxy="",
+            XDG_CACHE_HOME=str(tmp_path),
+        )
+        first_line = process.stdout.readline()
+        seconds = time.monotonic() - start
+        output, errors = process.communicate()
+    assert seconds < 20
+    assert "no byte arrived" in first_line and "--data-dir" in first_line
+    assert process.returncode == 0, errors
+    assert all(line.startswith(DRAWN_PREFIX) for line in (first_line + output).splitlines())
+    assert errors == ""
+
+
+def test_garments_are_drawn_the_same_from_the_same_seed():
+    first, second = (train_fashion.draw_garments(500, seed=3) for _ in range(2))
+    assert torch.equal(first.images, second.images)
+    assert torch.equal(first.labels, second.labels)
+    assert not torch.equal(first.images, train_fashion.draw_garments(500, seed=4).images)
+
+
+def test_garments_are_balanced_and_varied():
+    images, labels = train_fashion.draw_garments(1000, seed=0)
+    assert images.shape == (1000, 1, 28, 28) and images.dtype == torch.uint8
+    assert labels.bincount().tolist() == [100] * 10
+    assert len(images.flatten(1).unique(dim=0)) == 1000
+    # neither blank nor full
+    assert images.float().mean(dim=(1, 2, 3)).min() > 2
+    assert (images > 128).float().mean(dim=(1, 2, 3)).max() < 0.6
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "use_bf16"),
+    [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx512_bf16": False}, False)],
+)
+def test_the_processor_decides_on_bf16(monkeypatch, capabilities, use_bf16):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert train_fashion.choose_precision("auto", torch.device("cpu"))[0] is use_bf16
+
+
+def test_logits_are_float32_in_every_precision():
+    images = train_fashion.draw_garments(20, seed=0).images
+    for use_bf16 in (True, False):
+        model = train_fashion.Classifier(use_bf16=use_bf16)
+        assert train_fashion.compute_logits(model, images).dtype == torch.float32
+
+
+def test_half_of_the_images_are_mirrored():
+    images = train_fashion.draw_garments(1000, seed=0).images
+    flipped = train_fashion.flip_half(images)
+    is_mirrored = (flipped == images.flip(-1)).flatten(1).all(dim=1)
+    is_same = (flipped == images).flatten(1).all(dim=1)
+    assert (is_mirrored | is_same).all()
+    assert 400 < is_mirrored.sum() < 600
+
+
+@pytest.mark.parametrize("n_steps", [20, 2808])
+def test_the_learning_rate_rises_and_falls_to_zero(n_steps):
+    shares = torch.tensor([train_fashion.one_cycle(step, n_steps) for step in range(n_steps)])
+    peak = int(shares.argmax())
+    assert 0 < shares[0] <= 0.01 and 0 < shares[-1] < 0.1
+    assert (shares[: peak + 1].diff() >= 0).all() and (shares[peak:].diff() <= 0).all()
+
+
+def test_the_learning_rate_of_a_long_run_reaches_its_peak():
+    assert max(train_fashion.one_cycle(step, 2808) for step in range(2808)) > 0.99
