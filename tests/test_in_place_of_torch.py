@@ -1,6 +1,10 @@
 """Our operators under PyTorch's names, and in the hands of other libraries."""
 
+import contextlib
+import doctest
 import inspect
+import io
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +14,7 @@ from torch import nn
 import torch_softmax
 from torch_softmax import patching
 
+README = Path(__file__).parents[1] / "README.md"
 LOGITS = torch.tensor([[0.5, -1.0, 2.0], [0.0, 0.3, 0.1]])
 TARGET = torch.tensor([2, 0])
 ORIGINALS = (F.cross_entropy, F.softmax, F.log_softmax, nn.CrossEntropyLoss)
@@ -103,3 +108,58 @@ def test_forward_mode_under_compile_raises_instead_of_giving_0():
         torch.compile(derivative, fullgraph=True, backend="aot_eager")(LOGITS, tangent)
     expected = torch.func.jvp(lambda x: F.cross_entropy(x, TARGET), (LOGITS,), (tangent,))[1]
     torch.testing.assert_close(derivative(LOGITS, tangent), expected)
+
+
+@pytest.fixture
+def readme():
+    """The names that the README's examples define."""
+    names = {}
+    for example in doctest.DocTestParser().get_examples(README.read_text()):
+        with contextlib.redirect_stdout(io.StringIO()):
+            exec(compile(example.source, README.name, "single"), names)
+    return names
+
+
+# other libraries' warnings are not ours to mend
+@pytest.mark.filterwarnings("ignore")
+def test_hugging_face_trainer_trains_with_the_loss_of_the_readme(readme, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    config = transformers.GPT2Config(vocab_size=50, n_positions=16, n_embd=16, n_layer=1, n_head=2)
+    tokens = torch.randint(50, (8, 12))
+    settings = transformers.TrainingArguments(
+        tmp_path,
+        per_device_train_batch_size=4,
+        max_steps=3,
+        logging_steps=1,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+
+    def losses(loss_function):
+        torch.manual_seed(0)
+        trainer = transformers.Trainer(
+            transformers.GPT2LMHeadModel(config),
+            settings,
+            train_dataset=[{"input_ids": row, "labels": row} for row in tokens],
+            compute_loss_func=loss_function,
+        )
+        trainer.train()
+        return [step["loss"] for step in trainer.state.log_history if "loss" in step]
+
+    ours, theirs = losses(readme["next_token_loss"]), losses(None)
+    assert len(ours) == 3
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_timm_soft_targets_need_no_other_loss():
+    timm_loss = pytest.importorskip("timm.loss")
+    timm_data = pytest.importorskip("timm.data")
+    mixup = timm_data.Mixup(mixup_alpha=0.8, num_classes=5, label_smoothing=0.1)
+    _, target = mixup(torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3]))
+    logits = torch.randn(4, 5)
+    expected = timm_loss.SoftTargetCrossEntropy()(logits, target)
+    torch.testing.assert_close(torch_softmax.cross_entropy(logits, target), expected)
