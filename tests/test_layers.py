@@ -1,0 +1,199 @@
+import ast
+import os
+import subprocess
+import sys
+import tomllib
+from graphlib import TopologicalSorter
+from importlib.util import resolve_name
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import torch_softmax
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("torch_softmax", "triton_kernels")
+
+# the arrows: what a layer may import as it is imported itself
+LAYERS = {
+    "triton_kernels": set(),
+    "torch_softmax._rows": set(),
+    "torch_softmax._launch": {"triton_kernels", "torch_softmax._rows"},
+    "torch_softmax.reference": {"torch_softmax._rows"},
+    "torch_softmax._cpu": {"torch_softmax.reference", "torch_softmax._rows"},
+    "torch_softmax._ops": {
+        "torch_softmax._cpu",
+        "torch_softmax.reference",
+        "torch_softmax._rows",
+    },
+    "torch_softmax.functional": {"torch_softmax._ops", "torch_softmax._rows"},
+    "torch_softmax.modules": {"torch_softmax.functional"},
+    "torch_softmax.patching": {"torch_softmax.functional", "torch_softmax.modules"},
+    "torch_softmax": {
+        "torch_softmax._ops",
+        "torch_softmax.functional",
+        "torch_softmax.modules",
+        "torch_softmax.patching",
+    },
+}
+# with a call instead: the kernels are out of reach until a tensor needs them
+LATE_IMPORTS = {("torch_softmax._ops.registration", "torch_softmax._launch")}
+
+
+def module_name(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {
+    module_name(path): path for package in PACKAGES for path in (ROOT / package).rglob("*.py")
+}
+
+
+def layer_of(module):
+    """``torch_softmax._ops.softmax`` belongs to ``torch_softmax._ops``; kernels are one layer."""
+    parts = module.split(".")
+    return parts[0] if parts[0] == "triton_kernels" else ".".join(parts[:2])
+
+
+def modules_of(layer):
+    return [module for module in MODULES if layer_of(module) == layer]
+
+
+def imported_by(module, node):
+    """Modules that an import statement names; none for any other node."""
+    if isinstance(node, ast.Import):
+        return {alias.name for alias in node.names}
+    if not isinstance(node, ast.ImportFrom):
+        return set()
+    package = module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
+    source = resolve_name("." * node.level + (node.module or ""), package)
+    # `from package import name` means the module of that name where there is one
+    return {f"{source}.{alias.name}" for alias in node.names} & MODULES.keys() or {source}
+
+
+def imports(module):
+    """All that a module imports, at once or with a call."""
+    tree = ast.parse(MODULES[module].read_text())
+    return set().union(*(imported_by(module, node) for node in ast.walk(tree)))
+
+
+def late_imports(module):
+    """What a module imports with a call of one of its functions."""
+    functions = [
+        node
+        for node in ast.walk(ast.parse(MODULES[module].read_text()))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    ]
+    return set().union(
+        *(imported_by(module, node) for function in functions for node in ast.walk(function))
+    )
+
+
+def foreign_imports(module):
+    """Top-level packages that a module imports, but for Python's own and this project's."""
+    names = {name.partition(".")[0] for name in imports(module)}
+    return names - sys.stdlib_module_names - set(PACKAGES)
+
+
+def run_python(code):
+    """Run code in a fresh interpreter, without Triton's, and return what it prints."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout.strip()
+
+
+def test_layers_have_an_order():
+    TopologicalSorter(LAYERS).prepare()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_layers_name_every_module(module):
+    assert layer_of(module) in LAYERS, f"give {module} a place in LAYERS and in the design"
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_layers_import_only_what_lies_below(layer):
+    upward = {
+        f"{module} imports {name}"
+        for module in modules_of(layer)
+        for name in imports(module)
+        if name.partition(".")[0] in PACKAGES
+        and layer_of(name) not in LAYERS[layer] | {layer}
+        and (module, name) not in LATE_IMPORTS
+    }
+    assert not upward
+
+
+@pytest.mark.parametrize(("module", "name"), LATE_IMPORTS)
+def test_layers_reach_the_kernels_only_by_a_late_import(module, name):
+    tree = ast.parse(MODULES[module].read_text())
+    at_once = set().union(*(imported_by(module, node) for node in tree.body))
+    assert name in late_imports(module), f"{module} imports {name} no more: drop the exception"
+    assert name not in at_once, f"{module} imports {name} without being called"
+
+
+@pytest.mark.parametrize("module", modules_of("triton_kernels"))
+def test_layers_of_kernels_know_only_triton(module):
+    assert foreign_imports(module) <= {"triton"}
+
+
+@pytest.mark.parametrize("module", modules_of("torch_softmax._launch"))
+def test_layers_of_launchers_know_torch_and_triton(module):
+    assert foreign_imports(module) <= {"torch", "triton"}
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        module
+        for module in MODULES
+        if layer_of(module) not in ("triton_kernels", "torch_softmax._launch")
+    ],
+)
+def test_layers_above_the_launchers_know_only_torch(module):
+    assert foreign_imports(module) <= {"torch"}
+
+
+def test_layers_work_without_triton():
+    loss = run_python(
+        "import sys; sys.modules['triton'] = None\n"
+        "import torch, torch_softmax\n"
+        "print(torch_softmax.cross_entropy(torch.zeros(2, 4), torch.tensor([0, 3])).item())"
+    )
+    assert float(loss) == pytest.approx(1.3862943)
+
+
+def test_layers_import_nothing_heavy():
+    # torch itself imports NumPy where it finds it
+    brought = run_python(
+        "import sys, torch; before = set(sys.modules)\n"
+        "import torch_softmax\n"
+        "print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
+    )
+    assert not {"numpy", "torchvision", "triton", "triton_kernels"} & set(brought.split())
+
+
+def test_layers_export_exactly_what_is_public():
+    public = {
+        name
+        for name, value in vars(torch_softmax).items()
+        if not name.startswith("_") and not isinstance(value, ModuleType)
+    }
+    assert public == set(torch_softmax.__all__)
+
+
+def test_layers_ship_every_package_and_its_types():
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packages = {name for name, path in MODULES.items() if path.name == "__init__.py"}
+    assert set(setuptools["packages"]) == packages
+    assert setuptools["package-data"]["torch_softmax"] == ["py.typed"]
+    assert (ROOT / "torch_softmax" / "py.typed").is_file()
