@@ -1,0 +1,119 @@
+import ast
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from compile_kernels import CASES, OPERATIONS
+
+ROOT = Path(__file__).parents[1]
+COMPILE_KERNELS = ROOT / "tests" / "compile_kernels.py"
+
+# whole and walked rows, alone in a program and together
+SCHEDULES = {(rows_together, walked) for rows_together in (False, True) for walked in (False, True)}
+ALIGNED_LAYOUTS = (
+    "thousand_classes",
+    "one_row_a_program",
+    "longest_block",
+    "longer_than_a_block",
+    "channels_first",
+    "many_channels_first",
+)
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory):
+    """Records of the kernels that each case starts, compiled in processes without interpreter."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {
+        "PYTHONPATH": str(ROOT),
+        # a kernel from an earlier run would be read from Triton's own cache
+        "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton_cache")),
+    }
+
+    def compile_for(target_and_dtype):
+        process = subprocess.run(
+            [sys.executable, COMPILE_KERNELS, *target_and_dtype],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert process.returncode == 0, process.stderr
+        return json.loads(process.stdout)
+
+    jobs = dict.fromkeys((case.target, case.dtype) for case in CASES)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        records = [record for job in pool.map(compile_for, jobs) for record in job]
+    return {
+        str(case): [record for record in records if record["case"] == str(case)] for case in CASES
+    }
+
+
+def measured(compiled, case):
+    """What was compiled; what was not fails a test of its own."""
+    return [record for record in compiled[case] if not record["error"]]
+
+
+def kernels():
+    """Names of all kernels, from the sources: a new one is not to be forgotten here."""
+    return [
+        node.name
+        for path in sorted((ROOT / "triton_kernels").glob("*.py"))
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef) and node.name.endswith("_kernel")
+    ]
+
+
+@pytest.mark.parametrize("case", [str(case) for case in CASES])
+def test_compile_targets_accept_the_kernels(compiled, case):
+    assert compiled[case], "the launcher started no kernel"
+    assert [record["error"] for record in compiled[case] if record["error"]] == []
+
+
+@pytest.mark.parametrize("kernel", kernels())
+def test_compile_targets_include_the_kernel(compiled, kernel):
+    reached = {record["kernel"] for records in compiled.values() for record in records}
+    assert kernel in reached, "give compile_kernels.py an operation that starts it"
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_compile_targets_cover_every_schedule(compiled, operation):
+    records = [
+        record for case in CASES if case.operation == operation for record in compiled[str(case)]
+    ]
+    assert {(record["BLOCK_ROWS"] > 1, record["walked"]) for record in records} == SCHEDULES
+
+
+@pytest.mark.parametrize("case", [str(case) for case in CASES if case.target == "sm_90"])
+def test_compile_targets_do_not_spill(compiled, case):
+    for record in measured(compiled, case):
+        assert record["stack"] == 0, f"{record['kernel']} spills: {record}"
+
+
+@pytest.mark.parametrize("case", [str(case) for case in CASES if case.layout in ALIGNED_LAYOUTS])
+def test_compile_targets_move_16_bytes_at_a_time(compiled, case):
+    for record in measured(compiled, case):
+        assert record["wide_bytes_per_thread"] >= record["matrix_bytes_per_thread"], record
+
+
+# of two bytes are here only the elements of matrices, so that narrow accesses to them can be told
+@pytest.mark.parametrize(
+    "case",
+    [
+        str(case)
+        for case in CASES
+        if case.layout in ALIGNED_LAYOUTS
+        and case.target == "sm_90"
+        and case.dtype in ("float16", "bfloat16")
+    ],
+)
+def test_compile_targets_move_no_matrix_2_bytes_at_a_time(compiled, case):
+    for record in measured(compiled, case):
+        # this one reads beside its tile the target's logit of each row
+        reads_target_logits = record["kernel"] == "cross_entropy_forward_kernel"
+        allowed = record["elements_per_thread"] if reads_target_logits else 0
+        assert record["two_byte_accesses"] <= allowed, record
