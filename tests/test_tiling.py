@@ -1,0 +1,312 @@
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+import torch_softmax
+from numerics import assert_as_accurate_as_torch
+from torch_softmax import _launch
+from triton_kernels.tiling import MAX_TILE_BYTES, cdiv, next_power_of_2, row_tiling
+
+ROOT = Path(__file__).parents[1]
+LAUNCHERS = [module for name, module in sys.modules.items() if name.startswith(_launch.__name__)]
+
+# elements: a stride that fits into 32 bits, so that Triton passes it in as many, but not twice
+FAR = 2**30 + 8
+GUARD_ELEMENTS = 4096
+CANARY = 7
+
+
+class Launch(NamedTuple):
+    kernel: str
+    grid: tuple[int, ...]
+    args: tuple[Any, ...]
+    block_rows: int
+    block_cols: int
+
+    @property
+    def matrices(self):
+        tensors = [arg for arg in self.args if isinstance(arg, torch.Tensor)]
+        largest = max(tensor.numel() for tensor in tensors)
+        return [tensor for tensor in tensors if tensor.numel() == largest]
+
+
+class RecordingKernel:
+    """Stands in a launcher for a kernel, and starts it."""
+
+    def __init__(self, name, kernel, launches):
+        self.name, self.kernel, self.launches = name, kernel, launches
+
+    def __getitem__(self, grid):
+        def start(*args, BLOCK_ROWS, BLOCK_COLS, **kwargs):
+            self.launches.append(Launch(self.name, grid, args, BLOCK_ROWS, BLOCK_COLS))
+            self.kernel[grid](*args, BLOCK_ROWS=BLOCK_ROWS, BLOCK_COLS=BLOCK_COLS, **kwargs)
+
+        return start
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """The launches of the test so far."""
+    launches = []
+    for launcher in LAUNCHERS:
+        for name, kernel in list(vars(launcher).items()):
+            if name.endswith("_kernel"):
+                monkeypatch.setattr(launcher, name, RecordingKernel(name, kernel, launches))
+    return launches
+
+
+@pytest.fixture
+def guarded_buffers(monkeypatch):
+    """The buffers, known values at either end, inside which torch.empty allocates in the test."""
+    buffers = []
+
+    def guarded(allocate):
+        def empty(*args, **kwargs):
+            plain = allocate(*args, **kwargs)
+            n_elements = plain.untyped_storage().nbytes() // plain.element_size()
+            buffer = plain.new_full((n_elements + 2 * GUARD_ELEMENTS,), CANARY)
+            buffers.append(buffer)
+            inner = buffer.as_strided(plain.shape, plain.stride(), GUARD_ELEMENTS)
+            return inner.copy_(plain)
+
+        return empty
+
+    monkeypatch.setattr(torch, "empty", guarded(torch.empty))
+    monkeypatch.setattr(torch, "empty_like", guarded(torch.empty_like))
+    return buffers
+
+
+@pytest.fixture
+def far_results(monkeypatch):
+    """Lay results out as the launchers' arguments are, where they would be made contiguous."""
+
+    def empty_strided_like(x, dtype):
+        return torch.empty_strided(x.shape, x.stride(), dtype=dtype, device=x.device)
+
+    for launcher in LAUNCHERS:
+        monkeypatch.setattr(launcher, "empty_rows_like", empty_strided_like, raising=False)
+    # memory that nobody touches costs nothing, and to poison it would touch gigabytes
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
+
+
+def classes(x):
+    rows = x[:, 0]
+    return (torch.arange(rows.numel(), device=x.device) % x.shape[1]).view(rows.shape)
+
+
+def probabilities(x):
+    """Half for a class and half for the next, exact in every dtype, laid out as ``x`` is."""
+    chosen = F.one_hot(classes(x), x.shape[1]).movedim(-1, 1)
+    target = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
+    return target.copy_((chosen + chosen.roll(1, 1)) / 2)
+
+
+class Operation(NamedTuple):
+    ours: Any
+    torchs: Any
+    kernels: tuple[str, ...]
+    kernels_of_long_rows: tuple[str, ...]
+
+
+SOFTMAX_KERNELS = (
+    ("softmax_forward_kernel", "softmax_backward_kernel"),
+    ("softmax_forward_online_kernel", "softmax_backward_online_kernel"),
+)
+# these walk every row, most of them in a single step
+CROSS_ENTROPY_KERNELS = ("cross_entropy_forward_kernel", "cross_entropy_backward_kernel")
+SOFT_CROSS_ENTROPY_KERNELS = tuple(f"soft_{kernel}" for kernel in CROSS_ENTROPY_KERNELS)
+OPERATIONS = {
+    "softmax": Operation(
+        lambda x: torch_softmax.softmax(x, 1),
+        lambda x: F.softmax(x, 1),
+        *SOFTMAX_KERNELS,
+    ),
+    "log_softmax": Operation(
+        lambda x: torch_softmax.log_softmax(x, 1),
+        lambda x: F.log_softmax(x, 1),
+        *SOFTMAX_KERNELS,
+    ),
+    "cross_entropy": Operation(
+        lambda x: torch_softmax.cross_entropy(x, classes(x), reduction="none"),
+        lambda x: F.cross_entropy(x, classes(x), reduction="none"),
+        CROSS_ENTROPY_KERNELS,
+        CROSS_ENTROPY_KERNELS,
+    ),
+    "soft_cross_entropy": Operation(
+        lambda x: torch_softmax.cross_entropy(
+            x, probabilities(x), reduction="none", label_smoothing=0.1
+        ),
+        lambda x: F.cross_entropy(x, probabilities(x), reduction="none", label_smoothing=0.1),
+        SOFT_CROSS_ENTROPY_KERNELS,
+        SOFT_CROSS_ENTROPY_KERNELS,
+    ),
+}
+OPERATION = pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
+
+
+def value_and_gradient(function, x):
+    """Result, and gradient of its sum with weights from -1 to 1, laid out as the result is."""
+    x = x.detach().requires_grad_()
+    y = function(x)
+    dy = torch.empty_strided(y.shape, y.stride(), dtype=y.dtype, device=y.device)
+    dy.copy_(torch.linspace(-1, 1, y.numel()).view(y.shape))
+    y.backward(dy)
+    return y.detach(), x.grad
+
+
+def assert_accurate(operation, actual, x):
+    baselines = value_and_gradient(operation.torchs, x)
+    exacts = value_and_gradient(operation.torchs, x.double())
+    for value, baseline, exact in zip(actual, baselines, exacts, strict=True):
+        assert_as_accurate_as_torch(value, baseline, exact)
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "n_cols", "adjacent_rows", "rows_together", "in_blocks"),
+    [
+        (60000, 10, False, True, False),
+        (1, 10, False, False, False),
+        (4096, 4096, False, False, False),
+        (4096, 50257, False, False, True),
+        (4096, 19, True, True, False),
+        (4096, 50257, True, True, True),
+        (1, 50257, True, False, True),
+    ],
+)
+def test_tiling_suits_the_shape(n_rows, n_cols, adjacent_rows, rows_together, in_blocks):
+    tiling = row_tiling(n_rows, n_cols, held_bytes=4, adjacent_rows=adjacent_rows)
+    assert (tiling.block_rows > 1) == rows_together
+    assert (tiling.block_cols < n_cols) == in_blocks
+
+
+@given(
+    n_rows=st.integers(1, 2**40),
+    n_cols=st.integers(1, 2**40),
+    held_bytes=st.integers(1, 8).map(lambda values: 4 * values),
+    adjacent_rows=st.booleans(),
+)
+def test_tiling_stays_within_bounds(n_rows, n_cols, held_bytes, adjacent_rows):
+    tiling = row_tiling(n_rows, n_cols, held_bytes, adjacent_rows=adjacent_rows)
+    for size in tiling:
+        assert size == next_power_of_2(size)
+    assert 1 <= tiling.block_rows <= next_power_of_2(n_rows)
+    assert 1 <= tiling.block_cols <= next_power_of_2(n_cols)
+    assert tiling.block_rows * tiling.block_cols * held_bytes <= MAX_TILE_BYTES
+    assert 4 <= tiling.num_warps <= 16
+
+
+@given(numerator=st.integers(0, 2**40), denominator=st.integers(1, 2**40))
+def test_tiling_counts_the_last_block_too(numerator, denominator):
+    assert cdiv(numerator, denominator) == math.ceil(numerator / denominator)
+
+
+@given(n=st.integers(1, 2**40))
+def test_tiling_rounds_up_to_the_nearest_power_of_2(n):
+    power = next_power_of_2(n)
+    assert power.bit_count() == 1
+    assert power // 2 < n <= power
+
+
+def test_tiling_needs_neither_triton_nor_torch():
+    code = "import sys, triton_kernels.tiling; print(*{'torch', 'triton'} & set(sys.modules))"
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert process.stdout.strip() == ""
+
+
+@OPERATION
+@pytest.mark.parametrize(
+    ("shape", "rows_together", "in_blocks"),
+    [
+        pytest.param((6000, 10), True, False, id="short rows"),
+        pytest.param((4, 4000), False, False, id="a row to a program"),
+        pytest.param((2, 40000), False, True, id="long rows"),
+        pytest.param((2, 2**18 + 3), False, True, id="many blocks, three columns in the last"),
+        pytest.param((2, 19, 8, 8), True, False, id="class axis with gaps"),
+        pytest.param((1, 5000, 4, 8), True, True, id="long class axis with gaps"),
+    ],
+)
+def test_tiling_reaches_the_schedule(
+    kernel_device, launches, operation, shape, rows_together, in_blocks
+):
+    x = torch.randn(shape, device=kernel_device)
+
+    actual = value_and_gradient(operation.ours, x)
+
+    kernels = operation.kernels_of_long_rows if in_blocks else operation.kernels
+    assert tuple(launch.kernel for launch in launches) == kernels
+    for launch in launches:
+        assert (launch.block_rows > 1) == rows_together
+        assert (launch.block_cols < shape[1]) == in_blocks
+    assert_accurate(operation, actual, x)
+
+
+def test_tiling_of_short_rows_starts_few_programs(kernel_device, launches):
+    operation = OPERATIONS["cross_entropy"]
+    logits = torch.randn(60000, 10, device=kernel_device)
+
+    actual = value_and_gradient(operation.ours, logits)
+
+    # the interpreter takes milliseconds for each, and so seconds for an epoch of Fashion-MNIST
+    assert sum(math.prod(launch.grid) for launch in launches) <= 1000
+    assert tuple(launch.kernel for launch in launches) == CROSS_ENTROPY_KERNELS
+    assert_accurate(operation, actual, logits)
+
+
+@OPERATION
+@pytest.mark.parametrize(
+    ("shape", "strides"),
+    [
+        pytest.param((3, 10), (FAR, 1), id="rows"),
+        pytest.param((10, 3), (1, FAR), id="classes"),
+        pytest.param((3, 3, 4), (FAR, 4, 1), id="outer"),
+    ],
+)
+def test_tiling_reaches_beyond_32_bit_offsets(
+    kernel_device, launches, far_results, operation, shape, strides
+):
+    x = torch.empty_strided(shape, strides, dtype=torch.float16, device=kernel_device)
+    x.copy_(torch.randn(shape))
+
+    actual = value_and_gradient(operation.ours, x)
+
+    assert len(launches) == 2
+    for launch in launches:
+        assert all(max(matrix.stride()) >= FAR for matrix in launch.matrices)
+    assert_accurate(operation, actual, x.contiguous())
+
+
+@OPERATION
+@pytest.mark.parametrize(
+    "shape",
+    [
+        # tiles that the rows, the columns, and both do not fill
+        (7, 16),
+        (4, 2003),
+        (7, 10),
+        (2, 40003),
+        (2, 19, 3, 3),
+        (1, 5000, 3, 5),
+    ],
+)
+def test_tiling_writes_nothing_beside_the_results(kernel_device, guarded_buffers, operation, shape):
+    x = torch.randn(shape, device=kernel_device)
+    before = x.clone()
+
+    y, dx = value_and_gradient(operation.ours, x)
+
+    assert len(guarded_buffers) >= 2
+    for buffer in guarded_buffers:
+        assert (buffer[:GUARD_ELEMENTS] == CANARY).all()
+        assert (buffer[-GUARD_ELEMENTS:] == CANARY).all()
+    assert torch.equal(x, before)
+    assert y.isfinite().all() and dx.isfinite().all()
