@@ -71,7 +71,10 @@ def kernels():
 @pytest.mark.parametrize("case", [str(case) for case in CASES])
 def test_compile_targets_accept_the_kernels(compiled, case):
     assert compiled[case], "the launcher started no kernel"
-    assert [record["error"] for record in compiled[case] if record["error"]] == []
+    errors = [
+        f"{record['kernel']}: {record['error']}" for record in compiled[case] if record["error"]
+    ]
+    assert not errors, "\n".join(errors)
 
 
 @pytest.mark.parametrize("kernel", kernels())

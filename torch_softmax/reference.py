@@ -112,7 +112,8 @@ def cross_entropy_backward(
     if class_weight is not None and s is not None:
         dx = dx - s.unsqueeze(-1) * class_weight
     if softcap is not None:
-        dx = dx * (1 - (x / softcap).square())
+        slope = 1 - (x / softcap).square()
+        dx = dx * slope.masked_fill((dx == 0) & slope.isnan(), 0)
     return (dx * logit_scale).to(logits.dtype)
 
 

@@ -214,7 +214,9 @@ def _loss_and_rows(
     if label_smoothing > 0:
         loss = (1 - label_smoothing) * loss + (label_smoothing / n_classes) * rows.smooth
     if z_loss > 0:
-        loss = loss + z_loss * rows.lse.square()
+        # ignored before it is squared: the derivative of a NaN's square is NaN, not 0
+        lse = rows.lse if ignored is None else rows.lse.masked_fill(ignored, 0)
+        loss = loss + z_loss * lse.square()
     if ignored is not None:
         loss = loss.masked_fill(ignored, 0)
     return _reduced(loss, counted, reduction).to(_loss_dtype(input)), rows
