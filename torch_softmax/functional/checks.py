@@ -12,22 +12,34 @@ FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FLOATING_NAMES = "float16, bfloat16, float32 or float64"
 
 
+class ArgumentTypeError(TypeError, RuntimeError):
+    """An argument of the wrong kind; code that catches PyTorch's RuntimeError catches it too."""
+
+
+class ArgumentValueError(ValueError, RuntimeError):
+    """An argument without a meaning; code that catches PyTorch's RuntimeError catches it too."""
+
+
 def check_tensor(function: str, argument: str, value: Any) -> None:
     """Raise TypeError unless ``value`` is a tensor."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{function} needs {argument} to be a Tensor, got {type(value).__name__}")
+        raise ArgumentTypeError(
+            f"{function} needs {argument} to be a Tensor, got {type(value).__name__}"
+        )
 
 
 def check_floating(function: str, argument: str, tensor: Tensor) -> None:
     """Raise TypeError unless the kernels know the dtype."""
     if tensor.dtype not in FLOATING:
-        raise TypeError(f"{function} needs {argument} to be {FLOATING_NAMES}, got {tensor.dtype}")
+        raise ArgumentTypeError(
+            f"{function} needs {argument} to be {FLOATING_NAMES}, got {tensor.dtype}"
+        )
 
 
 def check_dim(function: str, input: Tensor, dim: int) -> None:
     """Raise IndexError unless ``dim`` is an axis; a scalar counts as one axis."""
     if isinstance(dim, bool) or not isinstance(dim, int):
-        raise TypeError(f"{function} needs dim of type int, got {dim!r}")
+        raise ArgumentTypeError(f"{function} needs dim of type int, got {dim!r}")
     axes = max(input.dim(), 1)
     if not -axes <= dim < axes:
         raise IndexError(f"{function} needs dim in [{-axes}, {axes}), got {dim}")
@@ -36,10 +48,10 @@ def check_dim(function: str, input: Tensor, dim: int) -> None:
 def check_number(function: str, argument: str, value: Any) -> None:
     """Raise TypeError unless ``value`` is a number, ValueError unless it is finite."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{function} needs {argument} of type float, got {value!r}")
+        raise ArgumentTypeError(f"{function} needs {argument} of type float, got {value!r}")
     # math.isfinite stops torch.compile where the number is symbolic
     if not -math.inf < value < math.inf:
-        raise ValueError(f"{function} needs {argument} to be finite, got {value}")
+        raise ArgumentValueError(f"{function} needs {argument} to be finite, got {value}")
 
 
 def check_cross_entropy_tensors(
@@ -50,9 +62,9 @@ def check_cross_entropy_tensors(
     check_tensor(function, "target", target)
     check_floating(function, "input", input)
     if input.dim() == 0:
-        raise ValueError(f"{function} needs input to have a class axis, got a scalar")
+        raise ArgumentValueError(f"{function} needs input to have a class axis, got a scalar")
     if target.is_complex() or target.dtype == torch.bool:
-        raise TypeError(
+        raise ArgumentTypeError(
             f"{function} needs target to be class indices of an integer type or probabilities, "
             f"got {target.dtype}"
         )
@@ -60,7 +72,7 @@ def check_cross_entropy_tensors(
         check_floating(function, "target", target)
         shape, kind = input.shape, "probabilities"
         if ignore_index >= 0:
-            raise ValueError(
+            raise ArgumentValueError(
                 f"{function} needs target to be class indices for ignore_index, "
                 f"got probabilities and {ignore_index}"
             )
@@ -68,7 +80,7 @@ def check_cross_entropy_tensors(
         rows = input.shape[:1] + input.shape[2:] if input.dim() > 1 else torch.Size()
         shape, kind = rows, "class indices"
     if target.shape != shape:
-        raise ValueError(
+        raise ArgumentValueError(
             f"{function} needs target of shape {tuple(shape)} if it holds {kind} for input of "
             f"shape {tuple(input.shape)}, got {tuple(target.shape)}"
         )
@@ -83,7 +95,7 @@ def check_weight(function: str, weight: Tensor, input: Tensor) -> None:
     check_floating(function, "weight", weight)
     n_classes = input.shape[min(input.dim() - 1, 1)]
     if weight.shape != (n_classes,):
-        raise ValueError(
+        raise ArgumentValueError(
             f"{function} needs weight of shape ({n_classes},), one per class, "
             f"got {tuple(weight.shape)}"
         )
@@ -93,7 +105,7 @@ def check_weight(function: str, weight: Tensor, input: Tensor) -> None:
 def check_device(function: str, argument: str, tensor: Tensor, input: Tensor) -> None:
     """Raise ValueError unless the tensors lie on one device."""
     if tensor.device != input.device:
-        raise ValueError(
+        raise ArgumentValueError(
             f"{function} needs {argument} on {input.device} beside input, got {tensor.device}"
         )
 
@@ -109,19 +121,21 @@ def check_cross_entropy_options(
 ) -> None:
     """Raise unless every option has a meaning."""
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
-        raise TypeError(f"{function} needs ignore_index of type int, got {ignore_index!r}")
+        raise ArgumentTypeError(f"{function} needs ignore_index of type int, got {ignore_index!r}")
     if reduction not in get_args(Reduction):
-        raise ValueError(
+        raise ArgumentValueError(
             f"{function} needs reduction to be 'mean', 'sum' or 'none', got {reduction!r}"
         )
     check_number(function, "label_smoothing", label_smoothing)
     if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"{function} needs label_smoothing in [0, 1], got {label_smoothing}")
+        raise ArgumentValueError(
+            f"{function} needs label_smoothing in [0, 1], got {label_smoothing}"
+        )
     check_number(function, "z_loss", z_loss)
     if z_loss < 0:
-        raise ValueError(f"{function} needs z_loss of at least 0, got {z_loss}")
+        raise ArgumentValueError(f"{function} needs z_loss of at least 0, got {z_loss}")
     check_number(function, "logit_scale", logit_scale)
     if softcap is not None:
         check_number(function, "softcap", softcap)
         if softcap <= 0:
-            raise ValueError(f"{function} needs softcap above 0 or None, got {softcap}")
+            raise ArgumentValueError(f"{function} needs softcap above 0 or None, got {softcap}")

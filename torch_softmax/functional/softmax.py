@@ -8,6 +8,7 @@ from torch_softmax._rows import compute_dtype
 from torch_softmax.functional.checks import (
     FLOATING,
     FLOATING_NAMES,
+    ArgumentTypeError,
     check_dim,
     check_floating,
     check_tensor,
@@ -78,7 +79,7 @@ def _softmax_dtype(name: str, input: Tensor, dtype: torch.dtype | None) -> torch
     check_tensor(name, "input", input)
     if dtype is not None:
         if dtype not in FLOATING or input.is_complex():
-            raise TypeError(
+            raise ArgumentTypeError(
                 f"{name} needs dtype to be {FLOATING_NAMES} and input to be real, "
                 f"got {dtype} and {input.dtype}"
             )
