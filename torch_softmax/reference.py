@@ -112,7 +112,9 @@ def cross_entropy_backward(
     if class_weight is not None and s is not None:
         dx = dx - s.unsqueeze(-1) * class_weight
     if softcap is not None:
-        slope = 1 - (x / softcap).square()
+        # 1 - y**2 as a product: the square would be rounded, which near 1 is much of the difference
+        y = torch.tanh(capped(logits, logit_scale, None) / softcap)
+        slope = (1 - y) * (1 + y)
         dx = dx * slope.masked_fill((dx == 0) & slope.isnan(), 0)
     return (dx * logit_scale).to(logits.dtype)
 

@@ -137,9 +137,8 @@ def cross_entropy_backward_kernel(
     if e_ptr is not None:
         costs = in_rows
     offsets = tile_offsets(outer, rows, cols, logits_strides)
-    logits = tl.load(logits_ptr + offsets, mask=in_tile & costs[:, None], other=0.0)
-    logits = capped(logits.to(a.dtype), SCALE, SOFTCAP)
-    log_p = log_probabilities(logits, normalizer_ptr, index, costs)
+    logits = tl.load(logits_ptr + offsets, mask=in_tile & costs[:, None], other=0.0).to(a.dtype)
+    log_p = log_probabilities(capped(logits, SCALE, SOFTCAP), normalizer_ptr, index, costs)
     dlogits = weigh_probabilities(log_p, a, e_ptr, index, in_rows)
     dlogits -= tl.where(cols[None, :] == target[:, None], b[:, None], 0.0)
     if s_ptr is not None:

@@ -63,10 +63,12 @@ def capped(x, SCALE: tl.constexpr, SOFTCAP: tl.constexpr):
 
 @triton.jit
 def slope(x, SCALE: tl.constexpr, SOFTCAP: tl.constexpr):
-    """Derivative of capped(x), from its result."""
+    """Derivative of capped(x)."""
     slope = tl.full((), SCALE, x.dtype)
     if SOFTCAP is not None:
-        slope = slope * (1.0 - (x / SOFTCAP) * (x / SOFTCAP))
+        # 1 - tanh**2 without the difference, which cancels near 1
+        decay = tl.exp(-2.0 * tl.abs(x * SCALE / SOFTCAP))
+        slope = slope * (4.0 * decay / ((1.0 + decay) * (1.0 + decay)))
     return slope
 
 
