@@ -66,7 +66,8 @@ def soft_cross_entropy_forward_kernel(
         old_total = total
         largest, total = fold_total(logits, largest, total)
         target_offsets = tile_offsets(outer, rows, cols, target_strides)
-        share = tl.load(target_ptr + target_offsets, mask=in_tile, other=0.0).to(dtype)
+        # not other=0.0: Triton 3.6 fails to compile a sum of mere loads whose result is used twice
+        share = tl.where(in_tile, tl.load(target_ptr + target_offsets, mask=in_tile), 0.0).to(dtype)
         if class_weight_ptr is not None:
             weight = tl.load(class_weight_ptr + cols, mask=cols < n_cols, other=0.0)[None, :]
             smooth, weight_total = fold_cost(

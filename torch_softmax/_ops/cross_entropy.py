@@ -184,9 +184,23 @@ class CrossEntropyBackwardFunction(Function):
     the second derivatives, PyTorch derives from the reference.
     """
 
+    # torch.compile of PyTorch 2.11 tells by the count of these whether they include a context
     @staticmethod
-    def forward(logits: Tensor, *args: Any) -> Tensor:
-        return cross_entropy_backward(logits, *args)
+    def forward(
+        logits: Tensor,
+        target: Tensor,
+        class_weight: Tensor | None,
+        normalizer: Tensor,
+        a: Tensor,
+        b: Tensor,
+        s: Tensor | None,
+        e: Tensor | None,
+        logit_scale: float,
+        softcap: float | None,
+    ) -> Tensor:
+        return cross_entropy_backward(
+            logits, target, class_weight, normalizer, a, b, s, e, logit_scale, softcap
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
