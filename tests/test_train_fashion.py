@@ -119,6 +119,8 @@ def script(code_or_file, *argv, stderr=subprocess.PIPE, **variables):
         stdout=subprocess.PIPE,
         stderr=stderr,
         text=True,
+        # a test run in the background of a shell passes on that Ctrl-C is ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
