@@ -64,6 +64,11 @@ def class_indices(logits: Tensor) -> Tensor:
     return torch.zeros(logits.shape[:1] + logits.shape[2:], dtype=torch.int64)
 
 
+def backward_of_rows(logits: Tensor, target: Tensor, **options: Any) -> None:
+    """Forward and backward in two kernels, as for a loss of each row."""
+    cross_entropy(logits, target, reduction="none", **options).sum().backward()
+
+
 def backward_of_everything(logits: Tensor, target: Tensor) -> None:
     """Backward of a loss to which every option and statistic contributes."""
     loss, lse, entropy, _ = cross_entropy_with_stats(
@@ -75,12 +80,14 @@ def backward_of_everything(logits: Tensor, target: Tensor) -> None:
 OPERATIONS = {
     "softmax": lambda x: softmax(x, 1).backward(x.detach()),
     "log_softmax": lambda x: log_softmax(x, 1).backward(x.detach()),
-    "cross_entropy": lambda x: cross_entropy(x, class_indices(x)).backward(),
-    "smoothed_cross_entropy": lambda x: cross_entropy(
-        x, class_indices(x), label_smoothing=0.1
+    "cross_entropy": lambda x: backward_of_rows(x, class_indices(x)),
+    "smoothed_cross_entropy": lambda x: backward_of_rows(x, class_indices(x), label_smoothing=0.1),
+    "cross_entropy_step": lambda x: (2 * cross_entropy(x, class_indices(x))).backward(),
+    "cross_entropy_step_with_everything": lambda x: cross_entropy(
+        x, class_indices(x), label_smoothing=0.1, z_loss=1e-4, softcap=30.0, logit_scale=0.5
     ).backward(),
     "cross_entropy_with_everything": lambda x: backward_of_everything(x, class_indices(x)),
-    "soft_cross_entropy": lambda x: cross_entropy(x, x.detach()).backward(),
+    "soft_cross_entropy": lambda x: backward_of_rows(x, x.detach()),
     "soft_cross_entropy_with_everything": lambda x: backward_of_everything(x, x.detach()),
 }
 

@@ -187,6 +187,17 @@ def operator_arguments(device):
             (*shares, *capped),
         ],
         "cross_entropy_backward_inplace": [(x.clone(), *indices[1:], *capped)],
+        "cross_entropy_step": [
+            (x, target, None, rows, None, None, *plain),
+            (x.half(), target, weight, rows, rows, rows, *capped),
+            (x, y, None, rows, None, None, *plain),
+            (x, y, weight, rows, rows, rows, *capped),
+        ],
+        "cross_entropy_step_inplace": [
+            (x.clone(), target, weight, rows, rows, rows, *capped),
+            (x.clone(), y, None, rows, None, None, *plain),
+        ],
+        "scale_inplace": [(x.clone(), torch.tensor(2.0, device=device))],
     }
 
 
@@ -211,6 +222,16 @@ def test_reference_defines_what_the_kernels_compute(kernel_device):
         expected = reference.cross_entropy_backward(*arguments)
         OPERATORS.cross_entropy_backward_inplace(*arguments)
         torch.testing.assert_close(arguments[0], expected, check_stride=False)
+    for arguments in samples.pop("cross_entropy_step_inplace"):
+        *expected, dlogits = reference.cross_entropy_step(*arguments)
+        losses = OPERATORS.cross_entropy_step_inplace(*arguments)
+        torch.testing.assert_close(
+            [*losses, arguments[0]], [*expected, dlogits], check_stride=False
+        )
+    for x, factor in samples.pop("scale_inplace"):
+        expected = x * factor
+        OPERATORS.scale_inplace(x, factor)
+        assert torch.equal(x, expected)
     for name in samples:
         for arguments in samples[name]:
             torch.testing.assert_close(

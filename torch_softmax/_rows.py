@@ -22,7 +22,7 @@ def folded_batch(x: Tensor) -> tuple[int, int] | None:
 
 def with_folding_batch(x: Tensor) -> Tensor:
     """``x``, or where its rows lie too irregularly for a kernel to walk, a contiguous copy."""
-    return x if folded_batch(x) else x.contiguous()
+    return x if x.dim() <= 3 or folded_batch(x) else x.contiguous()
 
 
 def empty_rows_like(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -78,3 +78,15 @@ def empty_row_outputs(
             for name, is_wanted in zip(RowOutputs._fields, wanted, strict=True)
         )
     )
+
+
+def gradient_in_lse(
+    of_nll: Tensor, class_weight: Tensor | None, s: Tensor | None, z: Tensor | None, lse: Tensor
+) -> Tensor:
+    """The coefficient ``a`` of a row's gradient: what its nll, smooth and z * lse**2 add up to."""
+    a = of_nll
+    if class_weight is not None and s is not None:
+        a = a + s * class_weight.sum()
+    if z is not None:
+        a = a + 2 * z * lse.masked_fill(z == 0, 0)
+    return a

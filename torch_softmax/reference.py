@@ -8,7 +8,7 @@ log(sum(exp(logits - largest))), two numbers whose sum is the log-sum-exp, ``lse
 import torch
 from torch import Tensor
 
-from torch_softmax._rows import compute_dtype
+from torch_softmax._rows import compute_dtype, gradient_in_lse
 
 
 def softmax_forward(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -35,8 +35,18 @@ def log_softmax_backward(dy: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
 
 def capped(logits: Tensor, logit_scale: float, softcap: float | None) -> Tensor:
     """softcap * tanh(logit_scale * logits / softcap), or logit_scale * logits without."""
-    x = _widened(logits, logits.dtype) * logit_scale
+    x = _widened(logits, logits.dtype)
+    x = x if logit_scale == 1 else x * logit_scale
     return x if softcap is None else softcap * torch.tanh(x / softcap)
+
+
+def slope(logits: Tensor, logit_scale: float, softcap: float | None) -> Tensor | float:
+    """Derivative of :func:`capped`."""
+    if softcap is None:
+        return logit_scale
+    # 1 - y**2 as a product: the square would be rounded, which near 1 is much of the difference
+    y = torch.tanh(capped(logits, logit_scale, None) / softcap)
+    return (1 - y) * (1 + y) * logit_scale
 
 
 def cross_entropy_forward(
@@ -63,16 +73,16 @@ def cross_entropy_forward(
     smooth = mass = entropy = normalizer.new_empty(0)
     prediction = target.new_empty(0, dtype=torch.int64)
     if class_weight is not None:
-        smooth = _weighted_sum(class_weight, cost)
+        smooth = weighted_sum(class_weight, cost)
     if target.is_floating_point():
         share = target if class_weight is None else target * class_weight
-        nll, mass = _weighted_sum(share, cost), share.to(cost.dtype).sum(-1)
+        nll, mass = weighted_sum(share, cost), share.to(cost.dtype).sum(-1)
     else:
         nll = cost.gather(-1, target.unsqueeze(-1)).squeeze(-1)
     if with_entropy:
         # log_total apart from the sum: its rounding would count once for every class
         largest, log_total = normalizer.unbind(-1)
-        entropy = log_total + _weighted_sum(cost.neg().exp(), largest.unsqueeze(-1) - x)
+        entropy = log_total + weighted_sum(cost.neg().exp(), largest.unsqueeze(-1) - x)
         prediction = x.detach().argmax(-1)
     return nll, smooth, mass, normalizer.sum(-1), entropy, prediction, normalizer
 
@@ -98,12 +108,12 @@ def cross_entropy_backward(
     x = capped(logits, logit_scale, softcap)
     normalizer = _normalizer(x) if normalizer is None else normalizer
     log_p = (x - normalizer[..., :1]) - normalizer[..., 1:]
-    factor = a.unsqueeze(-1)
+    weight = a.unsqueeze(-1)
     if e is not None:
         # p = 0 counts as 0, whatever its logarithm
-        factor = factor - e.unsqueeze(-1) * log_p.masked_fill(log_p == -torch.inf, 0)
+        weight = weight - e.unsqueeze(-1) * log_p.masked_fill(log_p == -torch.inf, 0)
     p = log_p.exp()
-    dx = factor * p.masked_fill((factor == 0) & p.isnan(), 0)
+    dx = weight * p.masked_fill((weight == 0) & p.isnan(), 0)
     if target.is_floating_point():
         share = target if class_weight is None else target * class_weight
         dx = dx - b.unsqueeze(-1) * share
@@ -111,12 +121,34 @@ def cross_entropy_backward(
         dx = dx.scatter_add(-1, target.unsqueeze(-1), -b.unsqueeze(-1))
     if class_weight is not None and s is not None:
         dx = dx - s.unsqueeze(-1) * class_weight
-    if softcap is not None:
-        # 1 - y**2 as a product: the square would be rounded, which near 1 is much of the difference
-        y = torch.tanh(capped(logits, logit_scale, None) / softcap)
-        slope = (1 - y) * (1 + y)
-        dx = dx * slope.masked_fill((dx == 0) & slope.isnan(), 0)
-    return (dx * logit_scale).to(logits.dtype)
+    factor = slope(logits, logit_scale, softcap)
+    if isinstance(factor, Tensor):
+        factor = factor.masked_fill((dx == 0) & factor.isnan(), 0)
+    return (dx * factor).to(logits.dtype)
+
+
+def cross_entropy_step(
+    logits: Tensor,
+    target: Tensor,
+    class_weight: Tensor | None,
+    b: Tensor,
+    s: Tensor | None = None,
+    z: Tensor | None = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``nll``, ``smooth`` and ``lse`` of each row, and the gradient of their weighted sum.
+
+    That sum is sum(b * nll + s * smooth + z * lse**2) over the rows.
+    """
+    nll, smooth, mass, lse, _, _, normalizer = cross_entropy_forward(
+        logits, target, class_weight, logit_scale, softcap
+    )
+    a = gradient_in_lse(b * mass if target.is_floating_point() else b, class_weight, s, z, lse)
+    dlogits = cross_entropy_backward(
+        logits, target, class_weight, normalizer, a, b, s, None, logit_scale, softcap
+    )
+    return nll, smooth, lse, dlogits
 
 
 def _widened(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -137,7 +169,7 @@ def _log_probabilities(x: Tensor) -> Tensor:
     return (x - normalizer[..., :1]) - normalizer[..., 1:]
 
 
-def _weighted_sum(weight: Tensor, cost: Tensor) -> Tensor:
+def weighted_sum(weight: Tensor, cost: Tensor) -> Tensor:
     """sum(weight * cost), where no weight means no cost, even an infinite one: 0 * inf is NaN."""
     no_cost = (weight == 0) & (cost == torch.inf)
     return (weight * cost.masked_fill(no_cost, torch.finfo(cost.dtype).max)).sum(-1)

@@ -9,7 +9,10 @@ from torch_softmax._launch.cross_entropy import (
     launch_cross_entropy_backward,
     launch_cross_entropy_backward_inplace,
     launch_cross_entropy_forward,
+    launch_cross_entropy_step,
+    launch_cross_entropy_step_inplace,
 )
+from torch_softmax._launch.scale import launch_scale_inplace
 from torch_softmax._launch.softmax import (
     launch_log_softmax_backward,
     launch_log_softmax_forward,
@@ -21,8 +24,11 @@ __all__ = [
     "launch_cross_entropy_backward",
     "launch_cross_entropy_backward_inplace",
     "launch_cross_entropy_forward",
+    "launch_cross_entropy_step",
+    "launch_cross_entropy_step_inplace",
     "launch_log_softmax_backward",
     "launch_log_softmax_forward",
+    "launch_scale_inplace",
     "launch_softmax_backward",
     "launch_softmax_forward",
 ]

@@ -9,11 +9,16 @@ from torch_softmax._rows import (
     RowOutputs,
     empty_row_outputs,
     empty_rows_like,
+    gradient_in_lse,
     wanted_outputs,
 )
 from triton_kernels.cross_entropy import (
     cross_entropy_backward_kernel,
     cross_entropy_forward_kernel,
+)
+from triton_kernels.cross_entropy_step import (
+    cross_entropy_step_kernel,
+    cross_entropy_step_online_kernel,
 )
 from triton_kernels.soft_cross_entropy import (
     soft_cross_entropy_backward_kernel,
@@ -118,6 +123,59 @@ def _launch_backward_into(
         SCALE=logit_scale,
         SOFTCAP=softcap,
     )
+
+
+def launch_cross_entropy_step(logits: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Losses of each row and dlogits, as ``reference.cross_entropy_step`` defines them."""
+    dlogits = empty_rows_like(logits, logits.dtype)
+    return (*_launch_step_into(dlogits, logits, *args), dlogits)
+
+
+def launch_cross_entropy_step_inplace(logits: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses of each row; and dlogits, over the logits."""
+    return _launch_step_into(logits, logits, *args)
+
+
+def _launch_step_into(
+    dlogits: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    class_weight: Tensor | None,
+    b: Tensor,
+    s: Tensor | None,
+    z: Tensor | None,
+    logit_scale: float,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    if target.is_floating_point():
+        # two kernels: rare, and a fused one would hold the targets beside the logits
+        options = (logit_scale, softcap)
+        outputs = launch_cross_entropy_forward(logits, target, class_weight, *options, False)
+        a = gradient_in_lse(b * outputs.mass, class_weight, s, z, outputs.lse)
+        coefficients = (outputs.normalizer, a, b, s, None)
+        _launch_backward_into(dlogits, logits, target, class_weight, *coefficients, *options)
+        return outputs.nll, outputs.smooth, outputs.lse
+
+    outputs = empty_row_outputs(logits, target, class_weight, with_entropy=False)
+    losses = (outputs.nll, outputs.smooth, outputs.lse)
+    if logits.numel() == 0:
+        return losses
+    rows = Rows(logits, 1 + (class_weight is not None) + (softcap is not None))
+    logits_rows, dlogits_rows = rows.folded(logits), rows.folded(dlogits)
+    rows.start(
+        cross_entropy_step_kernel if rows.col_blocks == 1 else cross_entropy_step_online_kernel,
+        logits_rows,
+        target.contiguous(),
+        _contiguous(class_weight),
+        (*losses, *(_contiguous(vector) for vector in (b, s, z))),
+        dlogits_rows,
+        rows.n_rows,
+        rows.n_cols,
+        (logits_rows.stride(), dlogits_rows.stride()),
+        SCALE=logit_scale,
+        SOFTCAP=softcap,
+    )
+    return losses
 
 
 def _contiguous(vector: Tensor | None) -> Tensor | None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from torch_softmax import _ops
-from torch_softmax._rows import RowOutputs, compute_dtype, folded_batch
+from torch_softmax._rows import compute_dtype, folded_batch
 from torch_softmax.functional.checks import (
     Reduction,
     check_cross_entropy_options,
@@ -46,8 +46,9 @@ def cross_entropy(
 ) -> Tensor:
     """Cross-entropy of logits, as :func:`torch.nn.functional.cross_entropy` defines it.
 
-    Softmax, logarithm and loss are one pass over the logits, and their gradient is another: no
-    matrix of probabilities is stored. For a row with logits x, class t and weights w,
+    Softmax, logarithm, loss and gradient are one pass over the logits: no matrix of probabilities
+    is stored. With ``reduction="none"``, under torch.compile and for derivatives other than plain
+    reverse mode the gradient is a second pass. For a row with logits x, class t and weights w,
 
         logits = softcap * tanh(logit_scale * x / softcap), or logit_scale * x without softcap
         lse = log(sum(exp(logits)))
@@ -73,10 +74,10 @@ def cross_entropy(
         z_loss: Factor of lse squared, which keeps logits from drifting (PaLM, 2022).
         softcap: Bound that logits approach and never pass (Gemma 2, 2024).
         logit_scale: Factor of the logits, an inverse temperature.
-        inplace: Whether the memory of ``input`` becomes its gradient, so that no other is taken.
-            A later use of ``input`` raises in backward, as after any in-place operation; reading it
-            after backward shows the gradient. Without a gradient to compute, and under
-            torch.compile, which plans memory itself, ``input`` is left alone.
+        inplace: Whether the memory of ``input`` becomes its gradient, so that no other is taken:
+            with this call, or with backward for ``reduction="none"``. A later use of ``input``
+            raises in backward, as after any in-place operation; read it before. Without a gradient
+            to compute, and under torch.compile, which plans memory itself, ``input`` is left alone.
 
     Returns:
         A scalar, or with ``reduction="none"`` the shape of the rows; in the dtype of ``input``,
@@ -95,19 +96,20 @@ def cross_entropy(
         "cross_entropy", ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale
     )
     check_cross_entropy_tensors("cross_entropy", input, target, weight, ignore_index)
-    loss, _ = _loss_and_rows(
-        input,
-        target,
-        weight,
-        ignore_index=ignore_index,
-        reduction=reduction,
-        label_smoothing=label_smoothing,
-        z_loss=z_loss,
-        softcap=softcap,
-        logit_scale=logit_scale,
-        inplace=inplace,
+    logits = _taken_over(input) if inplace else input
+    logits, target, class_weight, terms = _prepared(
+        logits, target, weight, ignore_index, reduction, label_smoothing, z_loss
     )
-    return loss
+    if reduction == "none":
+        rows = _ops.softmax_cross_entropy(
+            logits, target, class_weight, logit_scale, softcap, inplace=inplace
+        )
+        loss = terms.of_rows(rows.nll, rows.smooth, rows.lse)
+    else:
+        loss = _ops.cross_entropy_loss(
+            logits, target, class_weight, terms, logit_scale, softcap, inplace
+        )
+    return loss.to(_loss_dtype(input))
 
 
 def cross_entropy_with_stats(
@@ -157,82 +159,75 @@ def cross_entropy_with_stats(
         name, ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale
     )
     check_cross_entropy_tensors(name, input, target, weight, ignore_index)
-    loss, rows = _loss_and_rows(
-        input,
-        target,
-        weight,
-        ignore_index=ignore_index,
-        reduction=reduction,
-        label_smoothing=label_smoothing,
-        z_loss=z_loss,
-        softcap=softcap,
-        logit_scale=logit_scale,
-        inplace=inplace,
-        with_entropy=True,
+    logits = _taken_over(input) if inplace else input
+    logits, target, class_weight, terms = _prepared(
+        logits, target, weight, ignore_index, reduction, label_smoothing, z_loss
     )
+    rows = _ops.softmax_cross_entropy(
+        logits, target, class_weight, logit_scale, softcap, with_entropy=True, inplace=inplace
+    )
+    combine = terms.of_rows if reduction == "none" else terms.of_all
+    loss = combine(rows.nll, rows.smooth, rows.lse).to(_loss_dtype(input))
     return CrossEntropyStats(loss, rows.lse, rows.entropy, rows.prediction)
 
 
-def _loss_and_rows(
+def _prepared(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None,
-    *,
     ignore_index: int,
     reduction: Reduction,
     label_smoothing: float,
     z_loss: float,
-    softcap: float | None,
-    logit_scale: float,
-    inplace: bool,
-    with_entropy: bool = False,
-) -> tuple[Tensor, RowOutputs]:
-    logits = _taken_over(input) if inplace else input
-    logits = _class_axis_last(logits)
+) -> tuple[Tensor, Tensor, Tensor | None, _ops.LossTerms]:
+    """Logits, target and class weights as the operators take them, and what the options mean."""
+    logits = _class_axis_last(input)
     n_classes, dtype = logits.shape[-1], compute_dtype(input.dtype)
-    soft = target.is_floating_point()
     weight = None if weight is None else weight.to(dtype)
-
-    if soft:
-        target, ignored, class_weight = _class_axis_last(target), None, weight
+    row_weight = ignored = class_weight = None
+    if target.is_floating_point():
+        target, class_weight = _class_axis_last(target), weight
     else:
         # int64 before the comparison: ignore_index may not exist in a narrower type, and would wrap
-        ignored = target.long() == ignore_index
-        target, class_weight = target.long().masked_fill(ignored, 0), None
-    if label_smoothing > 0:
+        target = target.long()
+        ignored = _ignored(target, ignore_index)
+        target = target if ignored is None else target.masked_fill(ignored, 0)
+        if weight is not None:
+            # on a GPU a target that is no class comes this far, and must not be looked up
+            row_weight = weight[target.clamp(0, n_classes - 1)]
+    if label_smoothing > 0 and class_weight is None:
         class_weight = input.new_ones(n_classes, dtype=dtype) if weight is None else weight
-    rows = _ops.softmax_cross_entropy(
-        logits, target, class_weight, logit_scale, softcap, with_entropy, inplace
+    terms = _ops.LossTerms(
+        row_weight=row_weight,
+        ignored=ignored,
+        nll_factor=1 - label_smoothing,
+        smooth_factor=label_smoothing / n_classes if label_smoothing > 0 else 0.0,
+        z_loss=z_loss,
+        denominator=_denominator(target, row_weight, ignored) if reduction == "mean" else None,
     )
+    return logits, target, class_weight, terms
 
-    loss = rows.nll
-    counted = None if ignored is None else ~ignored
-    if weight is not None and ignored is not None:
-        # on a GPU a target that is no class comes this far, and must not be looked up
-        row_weight = weight[target.clamp(0, n_classes - 1)]
-        loss, counted = row_weight * loss, row_weight.masked_fill(ignored, 0)
-    if label_smoothing > 0:
-        loss = (1 - label_smoothing) * loss + (label_smoothing / n_classes) * rows.smooth
-    if z_loss > 0:
-        # ignored before it is squared: the derivative of a NaN's square is NaN, not 0
-        lse = rows.lse if ignored is None else rows.lse.masked_fill(ignored, 0)
-        loss = loss + z_loss * lse.square()
+
+def _ignored(target: Tensor, ignore_index: int) -> Tensor | None:
+    """Which rows are ignored; None for none, as far as looking costs no waiting for a device."""
+    if target.device.type == "cpu" and target.numel() > 0 and _ops.is_eager():
+        low, high = target.aminmax()
+        if not low.item() <= ignore_index <= high.item():
+            return None
+    return target == ignore_index
+
+
+def _denominator(target: Tensor, row_weight: Tensor | None, ignored: Tensor | None) -> Tensor | int:
+    """What the mean divides by; it stays on the device: reading it would stop the stream."""
+    if row_weight is not None:
+        return (row_weight if ignored is None else row_weight.masked_fill(ignored, 0)).sum()
     if ignored is not None:
-        loss = loss.masked_fill(ignored, 0)
-    return _reduced(loss, counted, reduction).to(_loss_dtype(input)), rows
-
-
-def _reduced(loss: Tensor, counted: Tensor | None, reduction: Reduction) -> Tensor:
-    if reduction == "none":
-        return loss
-    if reduction == "sum":
-        return loss.sum()
-    # the denominator stays on the device: reading it would stop the stream
-    return loss.mean() if counted is None else loss.sum() / counted.sum()
+        return (~ignored).sum()
+    return (target.shape[:-1] if target.is_floating_point() else target.shape).numel()
 
 
 def _class_axis_last(x: Tensor) -> Tensor:
-    return x.movedim(1, -1) if x.dim() > 1 else x
+    return x.movedim(1, -1) if x.dim() > 2 else x
 
 
 def _taken_over(input: Tensor) -> Tensor:

@@ -1,0 +1,33 @@
+"""The operators on the CPU, in blocks of rows that stay in the cache.
+
+A fresh large tensor costs the CPU more than the arithmetic on it, a page fault for every 4 KiB: so
+only results are allocated whole, and what lies between is as large as a block.
+"""
+
+from torch_softmax._cpu.cross_entropy import (
+    cross_entropy_backward,
+    cross_entropy_backward_inplace,
+    cross_entropy_forward,
+    cross_entropy_step,
+    cross_entropy_step_inplace,
+)
+from torch_softmax._cpu.scale import scale_inplace
+from torch_softmax._cpu.softmax import (
+    log_softmax_backward,
+    log_softmax_forward,
+    softmax_backward,
+    softmax_forward,
+)
+
+__all__ = [
+    "cross_entropy_backward",
+    "cross_entropy_backward_inplace",
+    "cross_entropy_forward",
+    "cross_entropy_step",
+    "cross_entropy_step_inplace",
+    "log_softmax_backward",
+    "log_softmax_forward",
+    "scale_inplace",
+    "softmax_backward",
+    "softmax_forward",
+]

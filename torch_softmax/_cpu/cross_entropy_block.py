@@ -1,0 +1,196 @@
+"""Cross-entropy of one block of rows, overwriting one block all the way.
+
+What is rare is left to the reference, which defines it: probabilities as targets, entropies, and
+rows with infinities or NaN, which may be of no account.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from torch_softmax import reference
+from torch_softmax._cpu.blocks import row_max, row_sum
+from torch_softmax._rows import gradient_in_lse
+
+# PyTorch's exp2 takes a third of the time of its exp: 72 against 210 us for 2**18 elements on one
+# core of an AMD EPYC with AVX-512. The product rounds p by no more than 0.4 eps of a row's largest
+LOG2_E = math.log2(math.e)
+
+
+class _Losses(NamedTuple):
+    """As in RowOutputs, and what a gradient is made of."""
+
+    nll: Tensor
+    smooth: Tensor
+    lse: Tensor
+    largest: Tensor
+    log_total: Tensor
+    exp_x: Tensor  # relative to the largest logit of the row
+    total: Tensor
+
+
+def _losses(x: Tensor, target_cols: Tensor, class_weight: Tensor | None) -> _Losses:
+    largest = row_max(x)
+    below = x - largest
+    cost = None if class_weight is None else below @ class_weight
+    exp_x = below.mul_(LOG2_E).exp2_()
+    total = row_sum(exp_x)
+    log_total = total.log()
+    nll = ((largest - _gather(x, target_cols)) + log_total).squeeze(-1)
+    lse = (largest + log_total).squeeze(-1)
+    smooth = nll.new_empty(0)
+    if class_weight is not None and cost is not None:
+        smooth = class_weight.sum() * log_total.squeeze(-1) - cost
+    return _Losses(nll, smooth, lse, largest, log_total, exp_x, total)
+
+
+def _gradient(
+    logits: Tensor,
+    target_cols: Tensor,
+    class_weight: Tensor | None,
+    exp_x: Tensor,
+    a: Tensor,
+    b: Tensor,
+    s: Tensor | None,
+    logit_scale: float,
+    softcap: float | None,
+) -> Tensor:
+    """dlogits, over ``exp_x``; ``a`` is divided by its total and has an axis for the classes."""
+    dx = exp_x.mul_(a)
+    dx.scatter_add_(-1, target_cols, -b.unsqueeze(-1))
+    if class_weight is not None and s is not None:
+        dx.addcmul_(s.unsqueeze(-1), class_weight, value=-1)
+    if softcap is not None or logit_scale != 1:
+        dx.mul_(reference.slope(logits, logit_scale, softcap))
+    return dx
+
+
+def _not_finite(*row_vectors: Tensor) -> Tensor | None:
+    """Mask of the rows with infinities or NaN; None, which is soon found out, if there are none."""
+    bad = None
+    for vector in row_vectors:
+        if not math.isfinite(vector.sum().item()):
+            bad = ~vector.isfinite() if bad is None else bad | ~vector.isfinite()
+    return bad
+
+
+def _rows_of(bad: Tensor, vector: Tensor | None) -> Tensor | None:
+    return None if vector is None else vector[bad]
+
+
+def _mend(bad: Tensor, results: Sequence[Tensor], right_ones: Sequence[Tensor]) -> None:
+    for result, right in zip(results, right_ones, strict=True):
+        if right.numel() > 0:
+            result[bad] = right.to(result.dtype)
+
+
+def forward_block(
+    logits: Tensor,
+    target: Tensor,
+    class_weight: Tensor | None,
+    logit_scale: float,
+    softcap: float | None,
+    with_entropy: bool,
+) -> tuple[Tensor, ...]:
+    """``reference.cross_entropy_forward``."""
+    options = (class_weight, logit_scale, softcap, with_entropy)
+    if target.is_floating_point() or with_entropy:
+        return reference.cross_entropy_forward(logits, target, *options)
+    x = reference.capped(logits, logit_scale, softcap)
+    rows = _losses(x, target.unsqueeze(-1), class_weight)
+    normalizer = torch.cat([rows.largest, rows.log_total], -1)
+    none = rows.nll.new_empty(0)
+    results = (rows.nll, rows.smooth, none, rows.lse, none, none, normalizer)
+    bad = _not_finite(rows.total.squeeze(-1), rows.smooth)
+    if bad is not None:
+        right = reference.cross_entropy_forward(logits[bad], target[bad], *options)
+        _mend(bad, results, right)
+    return results
+
+
+def backward_block(
+    logits: Tensor,
+    target: Tensor,
+    class_weight: Tensor | None,
+    normalizer: Tensor,
+    a: Tensor,
+    b: Tensor,
+    s: Tensor | None,
+    e: Tensor | None,
+    logit_scale: float,
+    softcap: float | None,
+) -> Tensor:
+    """``reference.cross_entropy_backward``."""
+    exact = partial(reference.cross_entropy_backward, logit_scale=logit_scale, softcap=softcap)
+    if target.is_floating_point() or e is not None:
+        return exact(logits, target, class_weight, normalizer, a, b, s, e)
+    largest, log_total = normalizer.split(1, -1)
+    below = reference.capped(logits, logit_scale, softcap) - largest
+    exp_x, over_total = below.mul_(LOG2_E).exp2_(), log_total.neg().exp_()
+    dx = _gradient(
+        logits,
+        target.unsqueeze(-1),
+        class_weight,
+        exp_x,
+        a.unsqueeze(-1) * over_total,
+        b,
+        s,
+        logit_scale,
+        softcap,
+    )
+    bad = _not_finite(normalizer.sum(-1))
+    if bad is not None:
+        rows = (normalizer[bad], a[bad], b[bad], _rows_of(bad, s))
+        _mend(bad, [dx], [exact(logits[bad], target[bad], class_weight, *rows)])
+    return dx
+
+
+def step_block(
+    logits: Tensor,
+    target: Tensor,
+    class_weight: Tensor | None,
+    b: Tensor,
+    s: Tensor | None,
+    z: Tensor | None,
+    logit_scale: float,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``reference.cross_entropy_step``."""
+    exact = partial(reference.cross_entropy_step, logit_scale=logit_scale, softcap=softcap)
+    if target.is_floating_point():
+        return exact(logits, target, class_weight, b, s, z)
+    target_cols = target.unsqueeze(-1)
+    rows = _losses(reference.capped(logits, logit_scale, softcap), target_cols, class_weight)
+    bad = _not_finite(rows.total.squeeze(-1), rows.smooth)
+    a = gradient_in_lse(b, class_weight, s, z, rows.lse).unsqueeze(-1) / rows.total
+    dx = _gradient(logits, target_cols, class_weight, rows.exp_x, a, b, s, logit_scale, softcap)
+    results = (rows.nll, rows.smooth, rows.lse, dx)
+    if bad is not None:
+        coefficients = (b[bad], _rows_of(bad, s), _rows_of(bad, z))
+        right = exact(logits[bad], target[bad], class_weight, *coefficients)
+        _mend(bad, results, right)
+    return results
+
+
+def _gather(x: Tensor, target_cols: Tensor) -> Tensor:
+    try:
+        return x.gather(-1, target_cols)
+    except RuntimeError:
+        check_classes(target_cols, x.shape[-1])
+        raise
+
+
+def check_classes(target: Tensor, n_classes: int) -> None:
+    """Raise IndexError unless every target is a class; on a CPU, looking costs no waiting."""
+    if target.numel() == 0:
+        return
+    for value in target.aminmax():
+        if not 0 <= value.item() < n_classes:
+            raise IndexError(
+                f"cross_entropy needs target in [0, {n_classes}) or equal to ignore_index, "
+                f"got {value.item()}"
+            )
