@@ -1,0 +1,194 @@
+"""The command line.
+
+Exit codes: 0 done, 1 an operator of ours failed, 2 usage, 3 no such device, 130 interrupted.
+"""
+
+import argparse
+import importlib.util
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from torch_softmax.benchmark.cases import DTYPES, MODES, OPERATORS, cases_of, shapes_of
+from torch_softmax.benchmark.cpu import Cpu
+from torch_softmax.benchmark.cuda import Cuda
+from torch_softmax.benchmark.errors import DeviceError, UserError
+from torch_softmax.benchmark.measure import Machine, measure
+from torch_softmax.benchmark.plot import check_plot_file, plot
+from torch_softmax.benchmark.providers import OWN, PEERS, providers_of
+from torch_softmax.benchmark.report import Report, versions
+from torch_softmax.benchmark.table import table
+
+COMMAND = "python -m torch_softmax.benchmark"
+DEFAULT_REPEATS = 24
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser that complains in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def whole_number(least: int, most: int, text: str) -> int:
+    """The number that a flag is given as text."""
+    if not (text.isdecimal() and least <= int(text) <= most):
+        raise argparse.ArgumentTypeError(f"needs a number from {least} to {most}, got {text!r}")
+    return int(text)
+
+
+def share(text: str) -> float:
+    """The part of a whole that a flag is given as text."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"needs a number from 0 to below 1, got {text!r}")
+    return value
+
+
+def file_to_write(text: str) -> Path:
+    """A name in a folder that is there: a long run must not end in an error."""
+    path = Path(text)
+    if not path.parent.is_dir() or path.is_dir():
+        raise argparse.ArgumentTypeError(f"needs a file in a folder that exists, got {text!r}")
+    return path
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The flags; None where one was not given."""
+    parser = OneLineParser(prog=COMMAND, description="Measure softmax and cross-entropy.")
+    several: dict[str, Any] = {"nargs": "+"}
+    run = parser.add_argument_group("what to measure")
+    add = run.add_argument
+    add("--device", choices=("cpu", "cuda"), help="cuda where there is one, else cpu")
+    add("--operator", choices=OPERATORS, **several, help="all of them")
+    add("--mode", choices=MODES, **several, help="step: forward and backward")
+    add("--dtype", choices=DTYPES, **several, help="float32 on a CPU, bfloat16 on a GPU")
+    add("--shapes", **several, help="all, small, imagenet, llm, segmentation, or sizes like 8x10")
+    add("--ignored", type=share, **several, help="shares of the rows to ignore, such as 0 0.1")
+    add("--peers", choices=PEERS, **several, help="all that are installed")
+    add("--threads", type=partial(whole_number, 1, 1024), **several, help="of a CPU; 1 2")
+    repeats = f"at least so many, whole rounds of a balanced order; {DEFAULT_REPEATS}"
+    add("--repeats", type=partial(whole_number, 2, 10**6), help=repeats)
+    add("--seed", type=partial(whole_number, 0, 2**63 - 1), help="of the inputs; 0")
+    add("--json", type=file_to_write, help="write what was measured, case by case")
+    parser.add_argument("--plot", type=file_to_write, help="write a picture: .png, .svg, .pdf, ...")
+    parser.add_argument("--from-json", type=Path, help="measure nothing: what --json once wrote")
+    options = parser.parse_args(argv)
+    given = [action.dest for action in run._group_actions if getattr(options, action.dest)]
+    if options.from_json and given:
+        parser.error(f"argument --from-json: measures nothing, got --{given[0]} beside it")
+    return options
+
+
+def command_of(options: argparse.Namespace) -> str:
+    """What measures the same again."""
+    words = [COMMAND]
+    for name, value in vars(options).items():
+        if value is not None and name not in ("json", "plot", "from_json"):
+            values = value if isinstance(value, list) else [value]
+            words += [f"--{name}", *map(str, values)]
+    # the program's name is several words
+    return " ".join([words[0], *map(shlex.quote, words[1:])])
+
+
+def machines_of(options: argparse.Namespace) -> list[Machine]:
+    """The GPU, or the CPU at each number of threads."""
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cpu":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
+        return [Cpu(threads) for threads in options.threads or (1, 2)[:cores]]
+    if not torch.cuda.is_available():
+        raise DeviceError("argument --device: needs a CUDA or ROCm GPU that PyTorch can use")
+    if options.threads:
+        raise UserError("argument --threads: needs --device cpu, got cuda")
+    return [Cuda()]
+
+
+def measured(options: argparse.Namespace) -> Report:
+    """Measure as the flags say."""
+    machines = machines_of(options)
+    device = machines[0].device
+    dtypes = options.dtype or ["float32" if device == "cpu" else "bfloat16"]
+    shapes = shapes_of(options.shapes or ["all"], device)
+    cases = cases_of(
+        options.operator or OPERATORS, options.mode, shapes, dtypes, options.ignored or [0.0]
+    )
+    if not cases:
+        raise UserError(
+            f"argument --mode: needs one that {' or '.join(options.operator)} has, "
+            f"got {' '.join(options.mode)}"
+        )
+    providers = providers_of(options.peers, device)
+    if importlib.util.find_spec("tqdm") is None:
+        raise UserError("needs the package tqdm: pip install 'torch-softmax[benchmark]'")
+    from tqdm import tqdm
+
+    seed, repeats = options.seed or 0, options.repeats or DEFAULT_REPEATS
+    report = Report(
+        machine=machines[0].describe() | versions(),
+        command=command_of(options),
+        settings={"seed": seed, "repeats": repeats},
+    )
+    threads_before = torch.get_num_threads()
+    try:
+        # shown on a terminal only
+        with tqdm(total=len(machines) * len(cases), unit="case", disable=None) as progress:
+            for machine in machines:
+                machine.activate()
+                copy_bandwidth = machine.copy_bandwidth()
+                for case in cases:
+                    report.measurements += measure(
+                        case,
+                        machine,
+                        providers,
+                        copy_bandwidth=copy_bandwidth,
+                        repeats=repeats,
+                        seed=seed,
+                    )
+                    # at once: what is interrupted keeps what it has
+                    if options.json:
+                        report.save(options.json)
+                    progress.update()
+    finally:
+        torch.set_num_threads(threads_before)
+    return report
+
+
+def main(argv: Sequence[str] | None = None) -> Report:
+    """Measure, or read what was measured, and show it.
+
+    Raises:
+        UserError: A flag, a file, a package or the device is at fault; it has the exit code.
+    """
+    options = parse(argv)
+    if options.plot:
+        check_plot_file(options.plot)
+    report = Report.load(options.from_json) if options.from_json else measured(options)
+    print(table(report))
+    if options.plot:
+        plot(report, options.plot)
+    return report
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """The exit code of main; a fault of the user's becomes one line on stderr."""
+    try:
+        report = main(argv)
+    except UserError as error:
+        print(f"{COMMAND}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{COMMAND}: interrupted", file=sys.stderr)
+        return 130
+    ours = {provider.name for provider in OWN}
+    return int(any(m.failure and m.provider in ours for m in report.measurements))
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -1,0 +1,77 @@
+"""Measuring on a CPU: wall time at a number of threads."""
+
+import platform
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+from torch_softmax.benchmark.cases import Case
+from torch_softmax.benchmark.memory import peak_bytes_on_cpu
+from torch_softmax.benchmark.workload import Workload
+
+# small calls are timed by the million elements, to stand out from the clock's own cost
+ELEMENTS_PER_SAMPLE = 2**20
+MAX_SETS = 64
+# 256 MiB, more than a cache holds
+COPY_ELEMENTS = 2**26
+COPY_REPEATS = 10
+
+
+class Cpu:
+    """This machine's processor, with ``torch.set_num_threads(threads)``."""
+
+    device: ClassVar[str] = "cpu"
+    clocks: Mapping[str, Callable[[Workload], Callable[[], float] | None]]
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self.clocks = {"wall": self.wall_sampler}
+
+    def activate(self) -> None:
+        """Make PyTorch use so many threads."""
+        torch.set_num_threads(self.threads)
+
+    def describe(self) -> dict[str, str]:
+        """Who measured."""
+        cpuinfo = Path("/proc/cpuinfo")
+        lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        return {"device": names[0] if names else platform.processor() or platform.machine()}
+
+    def copy_bandwidth(self) -> float:
+        """Bytes a second, read and written, of a copy into memory that is there already."""
+        source = torch.randn(2**16).repeat(COPY_ELEMENTS // 2**16)
+        target = source.clone()
+        seconds = []
+        for _ in range(COPY_REPEATS):
+            start = time.perf_counter()
+            target.copy_(source)
+            seconds.append(time.perf_counter() - start)
+        return 2 * source.nbytes / sorted(seconds)[COPY_REPEATS // 2]
+
+    def n_sets(self, case: Case) -> int:
+        """Calls in one sample, each with inputs of its own."""
+        return max(1, min(MAX_SETS, ELEMENTS_PER_SAMPLE // case.elements))
+
+    def synchronize(self) -> None:
+        """Nothing to wait for."""
+
+    def peak_bytes(self, step: Callable[[], object]) -> int:
+        return peak_bytes_on_cpu(step)
+
+    def count_syncs(self, step: Callable[[], object]) -> int | None:
+        return None
+
+    def wall_sampler(self, work: Workload) -> Callable[[], float]:
+        """Seconds per call."""
+
+        def sample() -> float:
+            prepared = work.prepare()
+            start = time.perf_counter()
+            work.run(prepared)
+            return (time.perf_counter() - start) / len(prepared)
+
+        return sample

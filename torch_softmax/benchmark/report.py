@@ -1,0 +1,118 @@
+"""What a run measured, and the file that keeps it."""
+
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from torch_softmax.benchmark.errors import UserError
+from torch_softmax.benchmark.timing import Spread
+
+# the times of a table, the first that a measurement has
+CLOCKS = ("graph", "events", "wall")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One provider on one case; without ``times`` where ``failure`` says why."""
+
+    operator: str
+    mode: str
+    shape: tuple[int, ...]
+    dtype: str
+    ignored: float
+    threads: int | None  # of a CPU
+    provider: str
+    floor_bytes: int
+    copy_bandwidth: float  # bytes a second, read and written, in the same run
+    times: dict[str, Spread] = field(default_factory=dict)  # seconds by clock
+    first_call: float | None = None  # seconds
+    peak_bytes: int | None = None  # over the inputs
+    syncs: int | None = None  # of a GPU, per call
+    failure: str | None = None
+
+    @property
+    def clock(self) -> str:
+        """What the time of the table is measured by."""
+        return next(clock for clock in CLOCKS if clock in self.times)
+
+    @property
+    def seconds(self) -> float:
+        """The median."""
+        return self.times[self.clock].median
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes a second, were it but the floor's that are moved."""
+        return self.floor_bytes / self.seconds
+
+    @property
+    def share_of_copy(self) -> float:
+        return self.bandwidth / self.copy_bandwidth
+
+    @property
+    def case(self) -> tuple[Any, ...]:
+        """What two measurements share that may be compared."""
+        return (self.operator, self.threads, self.ignored, self.shape, self.dtype, self.mode)
+
+
+@dataclass
+class Report:
+    """A run: where, how, and what came out."""
+
+    machine: dict[str, str]
+    command: str
+    settings: dict[str, int]
+    measurements: list[Measurement] = field(default_factory=list)
+
+    def save(self, path: Path) -> None:
+        """Write JSON; a reader finds the old file or the new one, never a part."""
+        text = json.dumps(asdict(self), indent=1) + "\n"
+        write_whole(path, lambda file: file.write_text(text))
+
+    @classmethod
+    def load(cls, path: Path) -> "Report":
+        """Read what ``save`` wrote."""
+        try:
+            content = json.loads(path.read_text())
+            measurements = [
+                Measurement(
+                    **entry
+                    | {
+                        "shape": tuple(entry["shape"]),
+                        "times": {name: Spread(**time) for name, time in entry["times"].items()},
+                    }
+                )
+                for entry in content.pop("measurements")
+            ]
+            return cls(**content, measurements=measurements)
+        except OSError as error:
+            raise UserError(f"argument --from-json: {error.strerror}: {path}") from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(
+                f"argument --from-json: needs a file that --json wrote, got {path}: {error!r}"
+            ) from error
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write beside ``path``, under a name with its suffix, and move what is whole there."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".benchmark-") as folder:
+        part = Path(folder) / path.name
+        write(part)
+        os.replace(part, path)
+
+
+def versions() -> dict[str, str]:
+    """Python, and of the packages that matter those that are installed."""
+    found = {"python": platform.python_version()}
+    for name in ("torch", "triton", "liger-kernel", "quack-kernels"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
