@@ -112,6 +112,8 @@ def machines_of(options: argparse.Namespace) -> list[Machine]:
 
 def measured(options: argparse.Namespace) -> Report:
     """Measure as the flags say."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise UserError("needs TRITON_INTERPRET unset: it would measure Triton's interpreter")
     machines = machines_of(options)
     device = machines[0].device
     dtypes = options.dtype or ["float32" if device == "cpu" else "bfloat16"]

@@ -88,7 +88,6 @@ class Cuda:
         with torch.cuda.stream(stream):
             work.run(work.prepare())
             prepared = work.prepare()
-            logits = [start.detach() for start, _ in prepared]
         torch.cuda.synchronize()
         try:
             with torch.cuda.graph(graph, stream=stream):
@@ -99,9 +98,9 @@ class Cuda:
 
         def sample() -> float:
             if work.overwrites_logits:
-                for x, inputs in zip(logits, work.inputs, strict=True):
-                    x.copy_(inputs.x.detach())
-            return _event_seconds(graph.replay) / len(work.inputs)
+                for start, inputs in prepared:
+                    start.detach().copy_(inputs.x.detach())
+            return _event_seconds(graph.replay) / len(prepared)
 
         return sample
 

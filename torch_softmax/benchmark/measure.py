@@ -1,20 +1,24 @@
 """All providers on one case, in balanced order."""
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Protocol
 
 import torch.compiler
+from torch import Tensor
 from torch._functorch import config as autograd_config
 
 from torch_softmax.benchmark.cases import Case
-from torch_softmax.benchmark.providers import Provider
+from torch_softmax.benchmark.providers import PEERS, Provider, eager
 from torch_softmax.benchmark.report import Measurement
 from torch_softmax.benchmark.timing import interleaved, spread
-from torch_softmax.benchmark.workload import Workload, make_inputs
+from torch_softmax.benchmark.workload import Inputs, Workload, make_inputs
 
 WARM_UP_PASSES = 3
+# of a whole result in relation to PyTorch's: bfloat16 stays under a hundredth
+MAX_ERROR = 0.03
 
 
 class Machine(Protocol):
@@ -44,21 +48,25 @@ def measure(
     seed: int,
 ) -> list[Measurement]:
     """What each provider that has the operator takes for it."""
-    # cached code would hide the first call, and was generated for some number of threads; a
-    # backward that is measured by itself runs many times, and needs its buffers again
     with (
-        torch.compiler.config.patch(force_disable_caches=True),
+        # cached code would hide what the first call costs
+        torch.compiler.config.patch(force_disable_caches=True),  # type: ignore[attr-defined]
+        warnings.catch_warnings(),
+        # a backward that is measured by itself runs many times, and needs its buffers again
         autograd_config.patch(donated_buffer=case.mode != "backward"),
     ):
+        warnings.filterwarnings("ignore", "dynamo_pgo force disabled")
         inputs = make_inputs(case, machine.n_sets(case), machine.device, seed)
+        expected = pytorch_result(case, inputs[:1])
         about: dict[str, dict[str, Any]] = {}
         works = []
         for provider in providers:
-            work, about_it = first_calls(case, machine, provider, inputs)
+            work, about_it = first_calls(case, machine, provider, inputs, expected)
             if about_it:
                 about[provider.name] = about_it
             if work:
                 works.append(work)
+        del expected
         times = clock(machine, works, repeats)
     return [
         Measurement(
@@ -79,7 +87,11 @@ def measure(
 
 
 def first_calls(
-    case: Case, machine: Machine, provider: Provider, inputs: Sequence[Any]
+    case: Case,
+    machine: Machine,
+    provider: Provider,
+    inputs: Sequence[Inputs],
+    expected: Tensor | None,
 ) -> tuple[Workload | None, dict[str, Any]]:
     """A provider made ready, and what its first calls tell; neither where it has no operator."""
     try:
@@ -90,9 +102,11 @@ def first_calls(
         only = Workload(case, provider, function, inputs[:1])
         machine.synchronize()
         start = time.perf_counter()
-        only.run(only.prepare())
+        result = only.run(only.prepare())
         machine.synchronize()
         about: dict[str, Any] = {"first_call": time.perf_counter() - start}
+        check(result, expected)
+        del result
         # a first pass may allocate and wait for what it keeps
         work.run(work.prepare())
         for key, look in (("peak_bytes", machine.peak_bytes), ("syncs", machine.count_syncs)):
@@ -104,6 +118,26 @@ def first_calls(
     # whatever a peer raises on a shape that it cannot do: the others are measured all the same
     except Exception as error:
         return None, {"failure": f"{type(error).__name__}: {error}".splitlines()[0]}
+
+
+def pytorch_result(case: Case, inputs: Sequence[Inputs]) -> Tensor | None:
+    """What everybody should compute, or None where PyTorch's memory does not suffice."""
+    work = Workload(case, PEERS["eager"][0], eager(case), inputs)
+    try:
+        return work.run(work.prepare())
+    except torch.OutOfMemoryError:
+        return None
+
+
+def check(result: Tensor, expected: Tensor | None) -> None:
+    """Raise unless the result is near: who computes something else has no time worth telling."""
+    # the loss of nothing but ignored rows is NaN for everybody
+    if expected is None or expected.isnan().any():
+        return
+    error = torch.linalg.vector_norm(result.float() - expected.float())
+    # negated, so that NaN is an error too
+    if not error <= MAX_ERROR * torch.linalg.vector_norm(expected.float()):
+        raise ValueError("the result is not what PyTorch computes")
 
 
 def clock(machine: Machine, works: Sequence[Workload], repeats: int) -> dict[str, dict[str, Any]]:

@@ -1,7 +1,6 @@
 """A report as a picture: how near each provider comes to the floor, over the number of classes."""
 
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -42,20 +41,22 @@ def plot(report: Report, path: Path) -> None:
     from matplotlib.figure import Figure
 
     def panel_of(m: Measurement) -> tuple[Any, ...]:
-        return (m.operator, m.mode, m.dtype, m.threads or 0, m.ignored)
+        return (m.operator, m.mode, m.dtype, m.threads, m.ignored)
 
-    measurements = sorted((m for m in report.measurements if m.times), key=panel_of)
+    measurements = [m for m in report.measurements if m.times]
     if not measurements:
         raise UserError("argument --plot: needs a measurement that did not fail, got none")
-    panels = [(key, list(group)) for key, group in groupby(measurements, key=panel_of)]
-    n_cols = min(len(panels), PANELS_IN_ROW)
+    panels: dict[tuple[Any, ...], list[Measurement]] = {}
+    for m in measurements:
+        panels.setdefault(panel_of(m), []).append(m)
+    n_cols = 2 if len(panels) == 4 else min(len(panels), PANELS_IN_ROW)
     n_rows = -(-len(panels) // n_cols)
     size = (PANEL_INCHES[0] * n_cols, PANEL_INCHES[1] * n_rows + 0.8)
     figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(n_rows, n_cols, squeeze=False).flat
-    for axes, (key, group) in zip(grid, panels, strict=False):
+    grid = list(figure.subplots(n_rows, n_cols, squeeze=False).flat)
+    for axes, (key, group) in zip(grid, panels.items(), strict=False):
         _draw(axes, key, group)
-    for axes in list(grid)[len(panels) :]:
+    for axes in grid[len(panels) :]:
         axes.remove()
     handles = {str(line.get_label()): line for axes in figure.axes for line in axes.get_lines()[1:]}
     figure.legend(
@@ -82,10 +83,17 @@ def _draw(axes: Any, key: tuple[Any, ...], measurements: Sequence[Measurement]) 
                 label=name,
             )
             top = max(top, *(share for _, share in points))
-    axes.set_xscale("log", base=2 if len({m.shape[1] for m in measurements}) > 8 else 10)
+    axes.set_xscale("log")
+    ticks: list[int] = []
+    for classes in sorted({m.shape[1] for m in measurements}):
+        # nearer ones would print over each other
+        if not ticks or classes >= 1.3 * ticks[-1]:
+            ticks.append(classes)
+    axes.set_xticks(ticks, [f"{classes:,}" for classes in ticks], rotation=40, fontsize=8)
+    axes.minorticks_off()
     axes.set_ylim(0, 1.08 * top)
     axes.set_xlabel("classes")
-    axes.set_ylabel("floor / time")
+    axes.set_ylabel("fraction of the floor (floor / time)")
     axes.grid(alpha=0.25)
     about = [operator, mode, dtype]
     about += [f"{threads} thread{'s' * (threads != 1)}"] if threads else []

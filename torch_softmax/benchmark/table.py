@@ -1,15 +1,18 @@
 """A report as text of at most 100 columns."""
 
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from torch_softmax.benchmark.report import Measurement, Report
 
-LEGEND = """\
-ms: median. GB/s: the bytes that the operator has to move at the least, over the time. copy: that as
-a share of a copy's speed. eager: eager's time over this one. ours: this time over ours. peak: the
-most memory at once beyond the inputs."""
+COLUMNS = 100
+LEGEND = (
+    "ms: median. GB/s: the bytes that the operator has to move at the least, over the time. copy: "
+    "that as a share of a copy's speed. eager: eager's time over this one. ours: this time over "
+    "ours. peak: the most memory at once beyond the inputs."
+)
 
 TEXT_WIDTHS = (15, 9, 9, 15)
 NUMBER_WIDTHS = (8, 8, 7, 6, 7, 7, 9)
@@ -20,7 +23,7 @@ def table(report: Report) -> str:
     """The run and its settings, then a table for each operator and number of threads."""
     machine = ", ".join(f"{name} {value}" for name, value in report.machine.items())
     settings = ", ".join(f"{name} {value}" for name, value in report.settings.items())
-    lines = [machine, f"{report.command}", settings, *LEGEND.splitlines()]
+    lines = [*_wrapped(machine), *_wrapped(report.command), *_wrapped(settings), *_wrapped(LEGEND)]
     for _, group in groupby(report.measurements, key=lambda m: m.case[:3]):
         lines += ["", *_section(list(group))]
     return "\n".join(lines)
@@ -40,14 +43,14 @@ def _section(measurements: Sequence[Measurement]) -> Iterator[str]:
         for place, m in enumerate(case):
             about = ("x".join(map(str, m.shape)), m.dtype, m.mode) if place == 0 else ("",) * 3
             if not m.times:
-                yield f"{_line(*about, m.provider)} failed: {m.failure}"[:100]
+                yield f"{_line(*about, m.provider)} failed: {m.failure}"[:COLUMNS]
                 continue
             yield _line(
                 *about,
                 m.provider,
                 _number(m.seconds * 1e3),
                 *[_number(m.times["wall"].median * 1e3)] * has_wall,
-                f"{m.bandwidth / 1e9:.1f}",
+                _bandwidth(m.bandwidth),
                 f"{m.share_of_copy:.0%}",
                 _ratio(seconds.get("eager"), m.seconds),
                 _ratio(m.seconds, seconds.get("ours")),
@@ -62,7 +65,7 @@ def _title(m: Measurement) -> str:
         about.append(f"{m.threads} thread{'s' * (m.threads != 1)}")
     if m.ignored:
         about.append(f"{m.ignored:.0%} of the rows ignored")
-    return ", ".join([*about, f"copy {m.copy_bandwidth / 1e9:.1f} GB/s"])
+    return ", ".join([*about, f"copy {_bandwidth(m.copy_bandwidth)} GB/s"])
 
 
 def _remarks(measurements: Sequence[Measurement]) -> Iterator[str]:
@@ -73,15 +76,15 @@ def _remarks(measurements: Sequence[Measurement]) -> Iterator[str]:
             first_calls[m.provider] = max(m.first_call, first_calls.get(m.provider, 0))
     if first_calls:
         told = ", ".join(f"{name} {_number(seconds)}" for name, seconds in first_calls.items())
-        yield f"slowest first call, s: {told}"
+        yield from _wrapped(f"slowest first call, s: {told}")
     syncs = {m.provider: m.syncs for m in measurements if m.syncs}
     if syncs:
         told = ", ".join(f"{name} {count}" for name, count in syncs.items())
-        yield f"waits for the GPU per call: {told}"
+        yield from _wrapped(f"waits for the GPU per call: {told}")
     clocks = {m.clock for m in measurements if m.times}
     if "graph" in clocks and len(clocks) > 1:
         others = dict.fromkeys(m.provider for m in measurements if m.times and m.clock != "graph")
-        yield f"not captured in a CUDA graph, so timed with its launches: {', '.join(others)}"
+        yield from _wrapped(f"in no CUDA graph, so timed with launches: {', '.join(others)}")
 
 
 def _line(*fields: str) -> str:
@@ -90,6 +93,15 @@ def _line(*fields: str) -> str:
     left = "".join(f"{text:<{width}}" for text, width in zip(texts, TEXT_WIDTHS, strict=False))
     right = "".join(f"{text:>{width}}" for text, width in zip(numbers, widths, strict=False))
     return (left + right).rstrip()
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, COLUMNS, break_long_words=False, break_on_hyphens=False)
+
+
+def _bandwidth(bytes_per_second: float) -> str:
+    gigabytes = bytes_per_second / 1e9
+    return f"{gigabytes:.1f}" if gigabytes < 100 else f"{gigabytes:.0f}"
 
 
 def _number(value: float) -> str:

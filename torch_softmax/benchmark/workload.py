@@ -63,9 +63,9 @@ class Workload:
             for inputs in self.inputs
         ]
 
-    def run(self, prepared: Sequence[tuple[Tensor, Inputs]]) -> Any:
-        """One call for each of what was prepared; the result of the last."""
-        result = None
+    def run(self, prepared: Sequence[tuple[Tensor, Inputs]]) -> Tensor:
+        """One call for each of what was prepared; the result or gradient of the last."""
+        result: Any = None
         with torch.set_grad_enabled(self._mode != "forward"):
             for start, inputs in prepared:
                 # before the next call: no two results live at once
@@ -73,11 +73,11 @@ class Workload:
                 result = self._call(start, inputs)
         return result
 
-    def _call(self, start: Tensor, inputs: Inputs) -> Any:
+    def _call(self, start: Tensor, inputs: Inputs) -> Tensor:
         if self._mode == "backward":
-            return torch.autograd.grad(start, inputs.x, inputs.dy, retain_graph=True)
+            return torch.autograd.grad(start, inputs.x, inputs.dy, retain_graph=True)[0]
         target = () if inputs.target is None else (inputs.target,)
         y = self._function(start, *target)
         if self._mode == "forward":
             return y
-        return torch.autograd.grad(y, inputs.x, inputs.dy)
+        return torch.autograd.grad(y, inputs.x, inputs.dy)[0]
