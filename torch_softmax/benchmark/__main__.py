@@ -135,7 +135,7 @@ def measured(options: argparse.Namespace) -> Report:
     report = Report(
         machine=machines[0].describe() | versions(),
         command=command_of(options),
-        settings={"seed": seed, "repeats": repeats},
+        settings={"seed": seed, "repeats at least": repeats},
     )
     threads_before = torch.get_num_threads()
     try:
