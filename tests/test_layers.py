@@ -31,11 +31,13 @@ LAYERS = {
     "torch_softmax.modules": {"torch_softmax.functional"},
     "torch_softmax.patching": {"torch_softmax.functional", "torch_softmax.modules"},
     "torch_softmax.benchmark": {"torch_softmax"},
+    "torch_softmax.uncertainty": {"torch_softmax.functional", "torch_softmax._rows"},
     "torch_softmax": {
         "torch_softmax._ops",
         "torch_softmax.functional",
         "torch_softmax.modules",
         "torch_softmax.patching",
+        "torch_softmax.uncertainty",
     },
 }
 # with a call instead: the kernels are out of reach until a tensor needs them

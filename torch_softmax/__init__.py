@@ -1,5 +1,6 @@
 """Softmax and cross-entropy for PyTorch, fused in Triton."""
 
+from torch_softmax import uncertainty as uncertainty
 from torch_softmax._ops import (
     LogSoftmaxFunction,
     SoftmaxCrossEntropyFunction,

@@ -10,6 +10,8 @@ Reduction = Literal["mean", "sum", "none"]
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FLOATING_NAMES = "float16, bfloat16, float32 or float64"
+# above what bfloat16 leaves of a sum of 1, and far below what logits passed by mistake have
+ROUNDING_OF_PROBABILITIES = 0.01
 
 
 class ArgumentTypeError(TypeError, RuntimeError):
@@ -139,3 +141,59 @@ def check_cross_entropy_options(
         check_number(function, "softcap", softcap)
         if softcap <= 0:
             raise ArgumentValueError(f"{function} needs softcap above 0 or None, got {softcap}")
+
+
+def check_count(function: str, argument: str, value: Any) -> None:
+    """Raise TypeError unless ``value`` is an integer, ValueError unless it is at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ArgumentTypeError(f"{function} needs {argument} of type int, got {value!r}")
+    if value < 1:
+        raise ArgumentValueError(f"{function} needs {argument} of at least 1, got {value}")
+
+
+def check_classified_rows(function: str, argument: str, rows: Tensor, target: Tensor) -> None:
+    """Raise unless ``rows`` is a matrix with a column per class, and ``target`` names a class each.
+
+    Unlike the operators' checks this one reads the targets, and waits for their device.
+    """
+    check_tensor(function, argument, rows)
+    check_tensor(function, "target", target)
+    check_floating(function, argument, rows)
+    if rows.dim() != 2 or rows.shape[1] == 0:
+        raise ArgumentValueError(
+            f"{function} needs {argument} of shape (rows, classes), got {tuple(rows.shape)}"
+        )
+    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+        raise ArgumentTypeError(
+            f"{function} needs target to be class indices of an integer type, got {target.dtype}"
+        )
+    if target.shape != rows.shape[:1]:
+        raise ArgumentValueError(
+            f"{function} needs target of shape ({len(rows)},), one class per row, "
+            f"got {tuple(target.shape)}"
+        )
+    if target.device != rows.device:
+        raise ArgumentValueError(
+            f"{function} needs target on {rows.device} beside {argument}, got {target.device}"
+        )
+    outside = target[(target.long() < 0) | (target.long() >= rows.shape[1])]
+    if len(outside):
+        raise IndexError(
+            f"{function} needs target in [0, {rows.shape[1]}), got {outside[0].item()}"
+        )
+
+
+def check_probabilities(function: str, probabilities: Tensor) -> None:
+    """Raise ValueError unless each row is a distribution, up to rounding."""
+    if not len(probabilities):
+        return
+    total = probabilities.double().sum(1)
+    worst = total[(total - 1).abs().argmax()].item()
+    # NaN is within no bounds, and passes no comparison
+    if not abs(worst - 1) <= ROUNDING_OF_PROBABILITIES:
+        raise ArgumentValueError(
+            f"{function} needs probabilities that sum to 1 in each row, got a sum of {worst:.6g}"
+        )
+    least = probabilities.min().item()
+    if not least >= -ROUNDING_OF_PROBABILITIES:
+        raise ArgumentValueError(f"{function} needs probabilities of at least 0, got {least:.6g}")
