@@ -32,6 +32,7 @@ LAYERS = {
     "torch_softmax.patching": {"torch_softmax.functional", "torch_softmax.modules"},
     "torch_softmax.benchmark": {"torch_softmax"},
     "torch_softmax.uncertainty": {"torch_softmax.functional", "torch_softmax._rows"},
+    "torch_softmax.report": {"torch_softmax.functional", "torch_softmax.uncertainty"},
     "torch_softmax": {
         "torch_softmax._ops",
         "torch_softmax.functional",
@@ -162,13 +163,19 @@ def test_layers_of_launchers_know_torch_and_triton(module):
     [
         module
         for module in MODULES
-        if layer_of(module) not in ("triton_kernels", "torch_softmax._launch")
+        if layer_of(module)
+        not in ("triton_kernels", "torch_softmax._launch", "torch_softmax.report")
     ],
 )
 def test_layers_above_the_launchers_know_only_torch(module):
     late = BENCHMARK_IMPORTS if layer_of(module) == "torch_softmax.benchmark" else set()
     assert foreign_imports(module) <= {"torch"} | late
     assert foreign_imports(module) - foreign_imports(module, of=late_imports) <= {"torch"}
+
+
+@pytest.mark.parametrize("module", modules_of("torch_softmax.report"))
+def test_layers_of_the_report_know_torch_and_matplotlib(module):
+    assert foreign_imports(module) <= {"torch", "matplotlib"}
 
 
 def test_layers_work_without_triton():
@@ -184,10 +191,11 @@ def test_layers_import_nothing_heavy():
     # torch itself imports NumPy where it finds it
     brought = run_python(
         "import sys, torch; before = set(sys.modules)\n"
-        "import torch_softmax\n"
+        "import torch_softmax, torch_softmax.report\n"
         "print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
     )
-    assert not {"numpy", "torchvision", "triton", "triton_kernels"} & set(brought.split())
+    heavy = {"matplotlib", "numpy", "torchvision", "triton", "triton_kernels"}
+    assert not heavy & set(brought.split())
 
 
 def test_layers_export_exactly_what_is_public():
@@ -204,4 +212,5 @@ def test_layers_ship_every_package_and_its_types():
     packages = {name for name, path in MODULES.items() if path.name == "__init__.py"}
     assert set(setuptools["packages"]) == packages
     assert setuptools["package-data"]["torch_softmax"] == ["py.typed"]
-    assert (ROOT / "torch_softmax" / "py.typed").is_file()
+    for package, names in setuptools["package-data"].items():
+        assert all((ROOT / package.replace(".", "/") / name).is_file() for name in names)

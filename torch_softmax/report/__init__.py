@@ -1,0 +1,8 @@
+"""Pictures and one page about what any classifier's logits say, and how rightly so.
+
+Needs matplotlib: ``pip install 'torch-softmax[plots]'``.
+"""
+
+from torch_softmax.report.writing import write_report
+
+__all__ = ["write_report"]

@@ -1,0 +1,103 @@
+"""Writing the report: everything is drawn first, then each file is put in place at once."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from torch_softmax.report.findings import Findings, find
+from torch_softmax.report.page import render_page
+
+
+def write_report(
+    folder: str | os.PathLike[str],
+    logits: Tensor,
+    target: Tensor,
+    class_names: Sequence[str],
+    *,
+    images: Tensor | None = None,
+    temperature: float | None = None,
+    history: Sequence[Mapping[str, float]] | None = None,
+    title: str = "What the classifier says",
+    note: str = "",
+) -> list[Path]:
+    """Write pictures and a page about what a classifier says of rows, and how rightly so.
+
+    ``report.html`` needs no other file and no network: it has the pictures in it, tells what
+    logits, probabilities, confidence, entropy and calibration are by the rows themselves, and has a
+    slider for the temperature. Files of an earlier report are replaced, each at once.
+
+    Args:
+        folder: Where to write; made if it is not there.
+        logits: Shape ``(rows, classes)``, of rows that the classifier was not trained on.
+        target: True class of each row, any integer type.
+        class_names: A name for each class.
+        images: What the classifier saw, shape ``(rows, height, width)``, or with 1 or 3 channels
+            before the height; uint8, or floating point in [0, 1]. Without them, the pictures that
+            are made of images are left out.
+        temperature: Of :class:`torch_softmax.uncertainty.TemperatureScaling`; the reliability
+            diagram shows the logits divided by it, too.
+        history: Of each epoch of the training a mapping with ``"epoch"``, ``"loss"`` and
+            ``"accuracy"``, for the learning curve.
+        title: Heading of the page.
+        note: What must be known of the numbers, such as "drawn garments, not Fashion-MNIST"; it
+            stands in every picture and on the page.
+
+    Returns:
+        The files written: ``report.html``, and PNG pictures named ``confusion``, ``probabilities``,
+        ``reliability``, with ``images`` ``examples`` and ``uncertain``, with ``history``
+        ``learning_curve``.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+        TypeError: An argument is of the wrong kind or dtype.
+        ValueError: Shapes disagree, or an argument has no meaning.
+        IndexError: A target is not a class.
+    """
+    findings = find(logits, target, class_names, images, temperature, history, title, note)
+    contents = draw_pictures(findings)
+    contents["report.html"] = render_page(findings, contents).encode()
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, content in contents.items():
+        path = Path(folder, name)
+        write_at_once(path, content)
+        paths.append(path)
+    return paths
+
+
+def draw_pictures(findings: Findings) -> dict[str, bytes]:
+    """The contents of the pictures by the names of their files."""
+    try:
+        from torch_softmax.report import canvas, charts, pictures
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "write_report needs matplotlib (pip install 'torch-softmax[plots]'), "
+            f"got an environment without {error.name}",
+            name=error.name,
+        ) from error
+    drawings = {
+        "probabilities.png": pictures.probabilities,
+        "confusion.png": charts.confusion,
+        "reliability.png": charts.reliability_diagram,
+    }
+    if findings.images is not None:
+        drawings |= {"examples.png": pictures.examples, "uncertain.png": pictures.uncertain}
+    if findings.history:
+        drawings["learning_curve.png"] = charts.learning_curve
+    with canvas.style():
+        return {name: canvas.as_png(draw(findings)) for name, draw in drawings.items()}
+
+
+def write_at_once(path: Path, content: bytes) -> None:
+    """Put a file in place so that nobody ever reads half of it, and a full disk leaves the old."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(unfinished, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
