@@ -103,7 +103,8 @@ def playground(findings: Findings) -> str:
     # without JavaScript there is no slider, and the cards show what the model says
     return (
         # the slider stays in sight as long as this section does
-        '<section><div class="slider" id="playground" hidden><label for="temperature">Temperature</label> '
+        '<section><div class="slider" id="playground" hidden>'
+        '<label for="temperature">Temperature</label> '
         '<output id="temperature-now" for="temperature">1</output>'
         f'<input type="range" id="temperature" min="{-decades}" max="{decades}" step="0.01" '
         f'value="0" aria-valuetext="temperature 1">{buttons}</div>\n'
