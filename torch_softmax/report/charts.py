@@ -82,6 +82,8 @@ def learning_curve(findings: Findings) -> Figure:
         axes.margins(y=0.2)
     above.yaxis.set_major_formatter(PercentFormatter(1))
     below.set_xlabel("epoch")
+    # around a single epoch there would be fractions of it
+    below.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
     below.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 

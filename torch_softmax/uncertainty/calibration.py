@@ -105,8 +105,8 @@ def brier_score(probabilities: Tensor, target: Tensor) -> Tensor:
     check_classified_rows("brier_score", "probabilities", probabilities, target)
     check_probabilities("brier_score", probabilities)
     probabilities = probabilities.to(compute_dtype(probabilities.dtype))
-    column = target.long().unsqueeze(1)
-    error = probabilities.scatter_add(1, column, -torch.ones_like(probabilities[:, :1]))
+    classes = torch.arange(probabilities.shape[1], device=target.device)
+    error = probabilities - (target.unsqueeze(1) == classes).to(probabilities.dtype)
     return error.square().sum(1).mean()
 
 
