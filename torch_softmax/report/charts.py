@@ -84,7 +84,7 @@ def learning_curve(findings: Findings) -> Figure:
     below.set_xlabel("epoch")
     # around a single epoch there would be fractions of it
     below.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
-    below.xaxis.set_major_locator(MaxNLocator(integer=True))
+    below.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return figure
 
 
