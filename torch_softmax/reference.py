@@ -70,7 +70,8 @@ def cross_entropy_forward(
     x = capped(logits, logit_scale, softcap)
     normalizer = _normalizer(x)
     cost = -_log_probabilities(x)
-    smooth = mass = entropy = normalizer.new_empty(0)
+    # three tensors, because an operator must not return one twice
+    smooth, mass, entropy = (normalizer.new_empty(0) for _ in range(3))
     prediction = target.new_empty(0, dtype=torch.int64)
     if class_weight is not None:
         smooth = weighted_sum(class_weight, cost)

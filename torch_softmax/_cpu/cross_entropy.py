@@ -24,15 +24,15 @@ def cross_entropy_forward(
     with_entropy: bool,
 ) -> RowOutputs:
     """Losses and statistics of each row; IndexError for a target that is no class."""
+    options = (class_weight, logit_scale, softcap, with_entropy)
+    if 0 < logits.numel() <= BLOCK_ELEMENTS:
+        # without copies into results, which are much of the time of a small block
+        return RowOutputs(*forward_block(logits, target, *options))
     outputs = empty_row_outputs(logits, target, class_weight, with_entropy)
     wanted = wanted_outputs(target, class_weight, with_entropy)
-    targets = [output if want else None for output, want in zip(outputs, wanted, strict=True)]
-    if not target.is_floating_point():
-        check_classes(target, logits.shape[-1])
-    for logits_block, target_block, *output_blocks in row_blocks(logits, target, *targets):
-        results = forward_block(
-            logits_block, target_block, class_weight, logit_scale, softcap, with_entropy
-        )
+    row_outputs = [output if want else None for output, want in zip(outputs, wanted, strict=True)]
+    for logits_block, target_block, *output_blocks in row_blocks(logits, target, *row_outputs):
+        results = forward_block(logits_block, target_block, *options)
         for output_block, result in zip(output_blocks, results, strict=True):
             if output_block is not None:
                 output_block.copy_(result)
@@ -75,8 +75,7 @@ def cross_entropy_step(
     logits: Tensor, target: Tensor, *args: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Losses of each row and dlogits, as ``reference.cross_entropy_step`` defines them."""
-    if 0 < logits.numel() <= BLOCK_ELEMENTS and not target.is_floating_point():
-        # without copies into results, which are much of the time of a small block
+    if 0 < logits.numel() <= BLOCK_ELEMENTS:
         nll, smooth, lse, dlogits = step_block(logits, target, *args)
         return nll, smooth, lse, dlogits.to(logits.dtype)
     dlogits = empty_result_like(logits, logits.dtype)

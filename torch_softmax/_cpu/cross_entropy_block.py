@@ -1,7 +1,7 @@
 """Cross-entropy of one block of rows, overwriting one block all the way.
 
-What is rare is left to the reference, which defines it: probabilities as targets, entropies, and
-rows with infinities or NaN, which may be of no account.
+What is rare is left to the reference, which defines it: entropies, and rows with infinities or NaN,
+which may be of no account.
 """
 
 import math
@@ -26,6 +26,7 @@ class _Losses(NamedTuple):
 
     nll: Tensor
     smooth: Tensor
+    mass: Tensor
     lse: Tensor
     largest: Tensor
     log_total: Tensor
@@ -33,40 +34,54 @@ class _Losses(NamedTuple):
     total: Tensor
 
 
-def _losses(x: Tensor, target_cols: Tensor, class_weight: Tensor | None) -> _Losses:
+def _losses(x: Tensor, target: Tensor, class_weight: Tensor | None) -> _Losses:
     largest = row_max(x)
     below = x - largest
-    cost = None if class_weight is None else below @ class_weight
+    weighted = None if class_weight is None else below @ class_weight
+    expected = mass = largest.new_empty(0)
+    if target.is_floating_point():
+        expected = (below * target).sum(-1)
+        mass = target.sum(-1)
     exp_x = below.mul_(LOG2_E).exp2_()
     total = row_sum(exp_x)
     log_total = total.log()
-    nll = ((largest - _gather(x, target_cols)) + log_total).squeeze(-1)
     lse = (largest + log_total).squeeze(-1)
+    if target.is_floating_point():
+        nll = mass * log_total.squeeze(-1) - expected
+    else:
+        nll = ((largest - _gather(x, target)) + log_total).squeeze(-1)
     smooth = nll.new_empty(0)
-    if class_weight is not None and cost is not None:
-        smooth = class_weight.sum() * log_total.squeeze(-1) - cost
-    return _Losses(nll, smooth, lse, largest, log_total, exp_x, total)
+    if class_weight is not None and weighted is not None:
+        smooth = class_weight.sum() * log_total.squeeze(-1) - weighted
+    return _Losses(nll, smooth, mass, lse, largest, log_total, exp_x, total)
 
 
 def _gradient(
-    logits: Tensor,
-    target_cols: Tensor,
-    class_weight: Tensor | None,
     exp_x: Tensor,
     a: Tensor,
     b: Tensor,
+    target: Tensor,
     s: Tensor | None,
-    logit_scale: float,
-    softcap: float | None,
+    class_weight: Tensor | None,
+    slope: Tensor | float,
 ) -> Tensor:
     """dlogits, over ``exp_x``; ``a`` is divided by its total and has an axis for the classes."""
     dx = exp_x.mul_(a)
-    dx.scatter_add_(-1, target_cols, -b.unsqueeze(-1))
+    if target.is_floating_point():
+        dx.addcmul_(b.unsqueeze(-1), target, value=-1)
+    else:
+        dx.scatter_add_(-1, target.unsqueeze(-1), -b.unsqueeze(-1))
     if class_weight is not None and s is not None:
         dx.addcmul_(s.unsqueeze(-1), class_weight, value=-1)
-    if softcap is not None or logit_scale != 1:
-        dx.mul_(reference.slope(logits, logit_scale, softcap))
-    return dx
+    # 1 for logits that are neither scaled nor capped
+    return dx.mul_(slope) if isinstance(slope, Tensor) or slope != 1 else dx
+
+
+def _share(target: Tensor, class_weight: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Target probabilities times class weights; class indices as they are."""
+    if not target.is_floating_point():
+        return target
+    return target.to(dtype) if class_weight is None else target * class_weight
 
 
 def _not_finite(*row_vectors: Tensor) -> Tensor | None:
@@ -98,14 +113,14 @@ def forward_block(
 ) -> tuple[Tensor, ...]:
     """``reference.cross_entropy_forward``."""
     options = (class_weight, logit_scale, softcap, with_entropy)
-    if target.is_floating_point() or with_entropy:
+    if with_entropy:
         return reference.cross_entropy_forward(logits, target, *options)
     x = reference.capped(logits, logit_scale, softcap)
-    rows = _losses(x, target.unsqueeze(-1), class_weight)
+    rows = _losses(x, _share(target, class_weight, x.dtype), class_weight)
     normalizer = torch.cat([rows.largest, rows.log_total], -1)
-    none = rows.nll.new_empty(0)
-    results = (rows.nll, rows.smooth, none, rows.lse, none, none, normalizer)
-    bad = _not_finite(rows.total.squeeze(-1), rows.smooth)
+    entropy, prediction = x.new_empty(0), x.new_empty(0, dtype=torch.int64)
+    results = (rows.nll, rows.smooth, rows.mass, rows.lse, entropy, prediction, normalizer)
+    bad = _not_finite(rows.nll, rows.lse, rows.smooth)
     if bad is not None:
         right = reference.cross_entropy_forward(logits[bad], target[bad], *options)
         _mend(bad, results, right)
@@ -126,22 +141,15 @@ def backward_block(
 ) -> Tensor:
     """``reference.cross_entropy_backward``."""
     exact = partial(reference.cross_entropy_backward, logit_scale=logit_scale, softcap=softcap)
-    if target.is_floating_point() or e is not None:
+    if e is not None:
         return exact(logits, target, class_weight, normalizer, a, b, s, e)
+    x = reference.capped(logits, logit_scale, softcap)
+    slope = reference.slope(logits, logit_scale, softcap)
     largest, log_total = normalizer.split(1, -1)
-    below = reference.capped(logits, logit_scale, softcap) - largest
-    exp_x, over_total = below.mul_(LOG2_E).exp2_(), log_total.neg().exp_()
-    dx = _gradient(
-        logits,
-        target.unsqueeze(-1),
-        class_weight,
-        exp_x,
-        a.unsqueeze(-1) * over_total,
-        b,
-        s,
-        logit_scale,
-        softcap,
-    )
+    exp_x = (x - largest).mul_(LOG2_E).exp2_()
+    over_total = log_total.neg().exp_()
+    share = _share(target, class_weight, x.dtype)
+    dx = _gradient(exp_x, a.unsqueeze(-1) * over_total, b, share, s, class_weight, slope)
     bad = _not_finite(normalizer.sum(-1))
     if bad is not None:
         rows = (normalizer[bad], a[bad], b[bad], _rows_of(bad, s))
@@ -160,27 +168,27 @@ def step_block(
     softcap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``reference.cross_entropy_step``."""
-    exact = partial(reference.cross_entropy_step, logit_scale=logit_scale, softcap=softcap)
-    if target.is_floating_point():
-        return exact(logits, target, class_weight, b, s, z)
-    target_cols = target.unsqueeze(-1)
-    rows = _losses(reference.capped(logits, logit_scale, softcap), target_cols, class_weight)
-    bad = _not_finite(rows.total.squeeze(-1), rows.smooth)
-    a = gradient_in_lse(b, class_weight, s, z, rows.lse).unsqueeze(-1) / rows.total
-    dx = _gradient(logits, target_cols, class_weight, rows.exp_x, a, b, s, logit_scale, softcap)
+    x = reference.capped(logits, logit_scale, softcap)
+    slope = reference.slope(logits, logit_scale, softcap)
+    share = _share(target, class_weight, x.dtype)
+    rows = _losses(x, share, class_weight)
+    of_nll = b * rows.mass if target.is_floating_point() else b
+    a = gradient_in_lse(of_nll, class_weight, s, z, rows.lse).unsqueeze(-1) / rows.total
+    dx = _gradient(rows.exp_x, a, b, share, s, class_weight, slope)
     results = (rows.nll, rows.smooth, rows.lse, dx)
+    bad = _not_finite(rows.nll, rows.lse, rows.smooth)
     if bad is not None:
-        coefficients = (b[bad], _rows_of(bad, s), _rows_of(bad, z))
-        right = exact(logits[bad], target[bad], class_weight, *coefficients)
+        coefficients = (b[bad], _rows_of(bad, s), _rows_of(bad, z), logit_scale, softcap)
+        right = reference.cross_entropy_step(logits[bad], target[bad], class_weight, *coefficients)
         _mend(bad, results, right)
     return results
 
 
-def _gather(x: Tensor, target_cols: Tensor) -> Tensor:
+def _gather(x: Tensor, target: Tensor) -> Tensor:
     try:
-        return x.gather(-1, target_cols)
+        return x.gather(-1, target.unsqueeze(-1))
     except RuntimeError:
-        check_classes(target_cols, x.shape[-1])
+        check_classes(target, x.shape[-1])
         raise
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch_softmax._rows import empty_rows_like
 
 HUGE_PAGE_BYTES = 2 * 2**20
+# from here on glibc takes fresh pages for every tensor; smaller ones lie where others have lain
+MIN_FRESH_BYTES = 32 * 2**20
 
 
 def empty_result_like(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -19,9 +21,10 @@ def empty_result_like(x: Tensor, dtype: torch.dtype) -> Tensor:
     EPYC, Linux 6, one core). Advice that is not taken costs nothing.
     """
     y = empty_rows_like(x, dtype)
+    if y.nbytes < MIN_FRESH_BYTES or sys.platform != "linux":
+        return y
     start = -(-y.data_ptr() // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
     end = (y.data_ptr() + y.nbytes) // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
-    if end > start and sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_HUGEPAGE)
+    libc = ctypes.CDLL(None)
+    libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_HUGEPAGE)
     return y

@@ -12,7 +12,7 @@ from torch_softmax._ops.derivatives import backward_derivative, forward_derivati
 from torch_softmax._ops.log_softmax import log_softmax
 from torch_softmax._ops.registration import (
     WithoutForwardMode,
-    applicable,
+    apply,
     batch_first,
     register,
 )
@@ -57,16 +57,26 @@ def softmax_cross_entropy(
     inplace: bool = False,
 ) -> RowOutputs:
     """Losses and statistics of rows, differentiable: ``reference.cross_entropy_forward``."""
-    function = applicable(SoftmaxCrossEntropyFunction, _SoftmaxCrossEntropyTraced)
     logits = logits if inplace else with_folding_batch(logits)
     return RowOutputs(
-        *function.apply(logits, target, class_weight, logit_scale, softcap, with_entropy, inplace)
+        *apply(
+            SoftmaxCrossEntropyFunction,
+            _SoftmaxCrossEntropyTraced,
+            logits,
+            target,
+            class_weight,
+            logit_scale,
+            softcap,
+            with_entropy,
+            inplace,
+        )
     )
 
 
 def _cross_entropy_backward(logits: Tensor, *args: Any) -> Tensor:
-    function = applicable(CrossEntropyBackwardFunction, _CrossEntropyBackwardTraced)
-    return function.apply(with_folding_batch(logits), *args)
+    return apply(
+        CrossEntropyBackwardFunction, _CrossEntropyBackwardTraced, with_folding_batch(logits), *args
+    )
 
 
 class SoftmaxCrossEntropyFunction(Function):

@@ -8,7 +8,7 @@ from torch.autograd import Function
 
 from torch_softmax._ops.registration import (
     WithoutForwardMode,
-    applicable,
+    apply,
     batch_first,
     register,
 )
@@ -25,13 +25,13 @@ log_softmax_backward = register(
 
 def log_softmax(x: Tensor, dtype: torch.dtype) -> Tensor:
     """y = x - log(sum(exp(x))) in ``dtype``, differentiable."""
-    function = applicable(LogSoftmaxFunction, _LogSoftmaxTraced)
-    return function.apply(with_folding_batch(x), dtype)
+    return apply(LogSoftmaxFunction, _LogSoftmaxTraced, with_folding_batch(x), dtype)
 
 
 def _log_softmax_backward(dy: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
-    function = applicable(LogSoftmaxBackwardFunction, _LogSoftmaxBackwardTraced)
-    return function.apply(dy, with_folding_batch(y), dtype)
+    return apply(
+        LogSoftmaxBackwardFunction, _LogSoftmaxBackwardTraced, dy, with_folding_batch(y), dtype
+    )
 
 
 class LogSoftmaxFunction(Function):

@@ -49,19 +49,28 @@ class WithoutForwardMode:
     jvp = staticmethod(Function.jvp)
 
 
-def applicable(function: type[Function], traced: type[Function]) -> type[Function]:
-    """The form of a Function to apply now: ``traced``, without ``jvp``, under torch.compile.
+def apply(function: type[Function], traced: type[Function], *args: Any) -> Any:
+    """Apply a Function: its form ``traced``, without ``jvp``, under torch.compile.
 
     Forward mode under torch.compile would silently give 0 (pytorch issue 192985), and raises.
     """
-    if not torch.compiler.is_compiling():
-        return function
-    if forward_ad._current_level >= 0:
-        raise RuntimeError(
-            "torch_softmax needs torch.compile without forward mode: torch.compile(torch.func.jvp)"
-            " would silently give 0; take the jvp outside, or torch.func.vjp"
-        )
-    return traced
+    if torch.compiler.is_compiling():
+        if forward_ad._current_level >= 0:
+            raise RuntimeError(
+                "torch_softmax needs torch.compile without forward mode: "
+                "torch.compile(torch.func.jvp) would silently give 0; take the jvp outside, "
+                "or torch.func.vjp"
+            )
+        return traced.apply(*args)
+    if not is_eager():
+        return function.apply(*args)
+    if not torch.is_grad_enabled() or not any(
+        isinstance(arg, Tensor) and arg.requires_grad for arg in args
+    ):
+        return function.forward(*args)
+    # as Function.apply, but for the transforms that is_eager excludes: preparing for them, it
+    # inspects the signature of forward, which takes 25 us
+    return super(Function, function).apply(*args)  # type: ignore[misc]
 
 
 def is_eager() -> bool:

@@ -8,7 +8,7 @@ from torch.autograd import Function
 
 from torch_softmax._ops.registration import (
     WithoutForwardMode,
-    applicable,
+    apply,
     batch_first,
     register,
 )
@@ -23,13 +23,11 @@ softmax_backward = register(
 
 def softmax(x: Tensor, dtype: torch.dtype) -> Tensor:
     """y = exp(x) / sum(exp(x)) in ``dtype``, differentiable."""
-    function = applicable(SoftmaxFunction, _SoftmaxTraced)
-    return function.apply(with_folding_batch(x), dtype)
+    return apply(SoftmaxFunction, _SoftmaxTraced, with_folding_batch(x), dtype)
 
 
 def _softmax_backward(dy: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
-    function = applicable(SoftmaxBackwardFunction, _SoftmaxBackwardTraced)
-    return function.apply(dy, with_folding_batch(y), dtype)
+    return apply(SoftmaxBackwardFunction, _SoftmaxBackwardTraced, dy, with_folding_batch(y), dtype)
 
 
 class SoftmaxFunction(Function):
