@@ -271,3 +271,15 @@ LOGITS, TARGET = torch.zeros(3, 4), torch.tensor([0, 1, 2])
 def test_cross_entropy_names_the_bad_argument(arguments, options, error, message):
     with pytest.raises(error, match=f"^cross_entropy needs .*{message}"):
         torch_softmax.cross_entropy(*arguments, **options)
+
+
+def test_cross_entropy_scales_a_float16_gradient_before_rounding_it(device):
+    logits = (4 * torch.randn(8, 1000, device=device)).half().requires_grad_()
+    target = torch.randint(1000, (8,), device=device)
+    loss = torch_softmax.cross_entropy(logits, target)
+    (actual,) = torch.autograd.grad(2**14 * loss, logits)
+    exact = logits.detach().double().requires_grad_()
+    (expected,) = torch.autograd.grad(2**14 * F.cross_entropy(exact, target), exact)
+    torch.testing.assert_close(actual, expected.half())
+    # what no scale brings back once it is rounded
+    assert (expected / 2**14).half().eq(0).any()

@@ -114,6 +114,8 @@ def _forms_gradient(logits: Tensor, *others: Tensor | None) -> bool:
     return (
         torch.is_grad_enabled()
         and logits.requires_grad
+        # float16 would lose small gradients before a loss scaler's factor lifts them
+        and logits.dtype != torch.float16
         and not any(other is not None and other.requires_grad for other in others)
         and is_eager()
     )
