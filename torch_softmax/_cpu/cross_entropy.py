@@ -104,10 +104,14 @@ def _cross_entropy_step_into(
     rows = empty_row_outputs(logits, target, class_weight, with_entropy=False)
     smooths = None if class_weight is None else rows.smooth
     blocks = row_blocks(dlogits, logits, target, b, s, z, rows.nll, smooths, rows.lse)
-    for output, logits, target, b, s, z, *row_outputs in blocks:
-        *results, gradient = step_block(logits, target, class_weight, b, s, z, logit_scale, softcap)
-        for row_output, result in zip(row_outputs, results, strict=True):
+    for output, logits, target, b, s, z, nll, smooth, lse in blocks:
+        options = (class_weight, b, s, z, logit_scale, softcap)
+        # an output of another dtype holds no intermediate results
+        out = output if output.dtype == nll.dtype else None
+        *results, gradient = step_block(logits, target, *options, out)
+        for row_output, result in zip((nll, smooth, lse), results, strict=True):
             if row_output is not None:
                 row_output.copy_(result)
-        output.copy_(gradient)
+        if gradient is not output:
+            output.copy_(gradient)
     return rows.nll, rows.smooth, rows.lse

@@ -34,9 +34,16 @@ class _Losses(NamedTuple):
     total: Tensor
 
 
-def _losses(x: Tensor, target: Tensor, class_weight: Tensor | None) -> _Losses:
-    largest = row_max(x)
-    below = x - largest
+def _losses(
+    x: Tensor,
+    largest: Tensor,
+    target: Tensor,
+    class_weight: Tensor | None,
+    out: Tensor | None = None,
+) -> _Losses:
+    target_logit = None if target.is_floating_point() else _gather(x, target)
+    # from here on x may be overwritten, as ``out``
+    below = torch.sub(x, largest, out=out)
     weighted = None if class_weight is None else below @ class_weight
     expected = mass = largest.new_empty(0)
     if target.is_floating_point():
@@ -46,10 +53,10 @@ def _losses(x: Tensor, target: Tensor, class_weight: Tensor | None) -> _Losses:
     total = row_sum(exp_x)
     log_total = total.log()
     lse = (largest + log_total).squeeze(-1)
-    if target.is_floating_point():
+    if target_logit is None:
         nll = mass * log_total.squeeze(-1) - expected
     else:
-        nll = ((largest - _gather(x, target)) + log_total).squeeze(-1)
+        nll = ((largest - target_logit) + log_total).squeeze(-1)
     smooth = nll.new_empty(0)
     if class_weight is not None and weighted is not None:
         smooth = class_weight.sum() * log_total.squeeze(-1) - weighted
@@ -84,6 +91,11 @@ def _share(target: Tensor, class_weight: Tensor | None, dtype: torch.dtype) -> T
     return target.to(dtype) if class_weight is None else target * class_weight
 
 
+def _bad_rows(rows: _Losses) -> Tensor | None:
+    # the loss of a class of logit -inf is infinite, rightly
+    return _not_finite(rows.lse, rows.smooth, *([rows.nll] if rows.mass.numel() > 0 else []))
+
+
 def _not_finite(*row_vectors: Tensor) -> Tensor | None:
     """Mask of the rows with infinities or NaN; None, which is soon found out, if there are none."""
     bad = None
@@ -116,11 +128,11 @@ def forward_block(
     if with_entropy:
         return reference.cross_entropy_forward(logits, target, *options)
     x = reference.capped(logits, logit_scale, softcap)
-    rows = _losses(x, _share(target, class_weight, x.dtype), class_weight)
+    rows = _losses(x, row_max(x), _share(target, class_weight, x.dtype), class_weight)
     normalizer = torch.cat([rows.largest, rows.log_total], -1)
     entropy, prediction = x.new_empty(0), x.new_empty(0, dtype=torch.int64)
     results = (rows.nll, rows.smooth, rows.mass, rows.lse, entropy, prediction, normalizer)
-    bad = _not_finite(rows.nll, rows.lse, rows.smooth)
+    bad = _bad_rows(rows)
     if bad is not None:
         right = reference.cross_entropy_forward(logits[bad], target[bad], *options)
         _mend(bad, results, right)
@@ -166,17 +178,29 @@ def step_block(
     z: Tensor | None,
     logit_scale: float,
     softcap: float | None,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``reference.cross_entropy_step``."""
+    """``reference.cross_entropy_step``, its gradient in ``out``, which may be logits, if it can."""
     x = reference.capped(logits, logit_scale, softcap)
     slope = reference.slope(logits, logit_scale, softcap)
     share = _share(target, class_weight, x.dtype)
-    rows = _losses(x, share, class_weight)
+    largest = row_max(x)
+    if x is not logits or class_weight is not None or target.is_floating_point():
+        # the logits are read again
+        out = None
+    elif (
+        out is not None
+        and out.data_ptr() == logits.data_ptr()
+        and not math.isfinite(largest.sum().item())
+    ):
+        # rows are to be mended
+        logits = logits.clone()
+    rows = _losses(x, largest, share, class_weight, out)
     of_nll = b * rows.mass if target.is_floating_point() else b
     a = gradient_in_lse(of_nll, class_weight, s, z, rows.lse).unsqueeze(-1) / rows.total
     dx = _gradient(rows.exp_x, a, b, share, s, class_weight, slope)
     results = (rows.nll, rows.smooth, rows.lse, dx)
-    bad = _not_finite(rows.nll, rows.lse, rows.smooth)
+    bad = _bad_rows(rows)
     if bad is not None:
         coefficients = (b[bad], _rows_of(bad, s), _rows_of(bad, z), logit_scale, softcap)
         right = reference.cross_entropy_step(logits[bad], target[bad], class_weight, *coefficients)
