@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from torch_softmax._cpu.blocks import BLOCK_ELEMENTS, row_blocks
+from torch_softmax._cpu.blocks import fits_a_block, row_blocks
 from torch_softmax._cpu.cross_entropy_block import (
     backward_block,
     check_classes,
@@ -25,7 +25,7 @@ def cross_entropy_forward(
 ) -> RowOutputs:
     """Losses and statistics of each row; IndexError for a target that is no class."""
     options = (class_weight, logit_scale, softcap, with_entropy)
-    if 0 < logits.numel() <= BLOCK_ELEMENTS:
+    if fits_a_block(logits):
         # without copies into results, which are much of the time of a small block
         return RowOutputs(*forward_block(logits, target, *options))
     outputs = empty_row_outputs(logits, target, class_weight, with_entropy)
@@ -75,7 +75,7 @@ def cross_entropy_step(
     logits: Tensor, target: Tensor, *args: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Losses of each row and dlogits, as ``reference.cross_entropy_step`` defines them."""
-    if 0 < logits.numel() <= BLOCK_ELEMENTS:
+    if fits_a_block(logits):
         nll, smooth, lse, dlogits = step_block(logits, target, *args)
         return nll, smooth, lse, dlogits.to(logits.dtype)
     dlogits = empty_result_like(logits, logits.dtype)
