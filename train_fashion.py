@@ -11,25 +11,35 @@ The data come from --data-dir, or from Debian's package dataset-fashion-mnist, o
 download, and their contents are checked. Where none can be had, the script says why and trains on
 garments that it draws itself, and every line it prints says so.
 
-Exit codes: 0 done, 2 usage, 3 data, 4 a loss that is not finite, 130 interrupted by Ctrl-C.
+Each run has a folder, runs/1, runs/2, ... or --out, with its checkpoint: kill the run in any way,
+and the same command with --resume goes on to the same weights, bit for bit.
+
+Exit codes: 0 done, 2 usage, 3 data or checkpoint, 4 a loss that is not finite, 130 stopped by
+Ctrl-C, 143 by SIGTERM.
 """
 
 import argparse
 import gzip
 import hashlib
 import importlib.util
+import io
+import itertools
 import math
 import os
+import signal
 import sys
 import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import NamedTuple, NoReturn
+from types import FrameType
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +62,8 @@ HOW_TO_GET_THE_DATA = (
 )
 DOWNLOAD_PATIENCE_SECONDS = 10
 N_TRAIN, N_TEST = 60_000, 10_000
+RUNS = Path("runs")
+CHECKPOINT, PREVIOUS_CHECKPOINT = "checkpoint.pt", "checkpoint.previous.pt"
 WEIGHT_DECAY = 0.05
 WARM_UP_SHARE = 0.25
 MIN_WARM_UP_STEPS = 100
@@ -79,10 +91,24 @@ class NoDataError(DataError):
     """No source has the data set: the one fault for which drawn garments may stand in."""
 
 
+class CheckpointError(UserError):
+    """A checkpoint is missing or damaged, or cannot be written."""
+
+    exit_code = 3
+
+
 class LossError(UserError):
     """The loss is not finite."""
 
     exit_code = 4
+
+
+class StoppedError(UserError):
+    """SIGTERM or Ctrl-C stopped the training, and its checkpoint is written."""
+
+    def __init__(self, number: int, when: str) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name} {when}; --resume goes on")
+        self.exit_code = 128 + number
 
 
 class Split(NamedTuple):
@@ -369,59 +395,255 @@ def one_cycle(step: int, n_steps: int) -> float:
     return min(slow, progress / WARM_UP_SHARE, (1 - progress) / (1 - WARM_UP_SHARE))
 
 
+def set_seed(*numbers: int) -> None:
+    """Make all randomness that follows a function of the numbers.
+
+    Training does so at each step, so that a run that goes on from a checkpoint draws what it would
+    have drawn, and no state of a generator need be kept.
+    """
+    # hashed, because a generator on the CPU keeps 32 bits and is alike after seeds that are alike
+    digest = hashlib.sha256(repr(numbers).encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:4]))
+
+
+@dataclass
+class Run:
+    """All that training changes: who has it, and the flags, can go on as if nothing happened."""
+
+    model: Classifier
+    optimizer: torch.optim.Optimizer
+    step_losses: list[float] = field(default_factory=list)
+    epoch_accuracies: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step_losses": self.step_losses,
+            "epoch_accuracies": self.epoch_accuracies,
+            "seconds": self.seconds,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step_losses = state["step_losses"]
+        self.epoch_accuracies = state["epoch_accuracies"]
+        self.seconds = state["seconds"]
+
+
 def train(
-    model: Classifier,
+    run: Run,
     data: Data,
     cross_entropy: Loss,
+    save: Callable[[], None],
     *,
     epochs: int,
     batch_size: int,
     peak_lr: float,
-) -> tuple[list[float], list[float]]:
-    """Train the model; returns the loss of each step and the test accuracy after each epoch."""
+    seed: int,
+    save_every: int,
+) -> None:
+    """Train from where the run stands; save at each epoch, every so many steps and when stopped."""
     images, labels = data.train
     n_batches = len(images) // batch_size
     n_steps = epochs * n_batches
-    optimizer = torch.optim.AdamW(model.parameters(), lr=peak_lr, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(one_cycle, n_steps=n_steps))
-    step_losses: list[float] = []
-    accuracies: list[float] = []
-    start = time.perf_counter()
-    n_images = n_steps * batch_size
-    # disable=None: shown on a terminal only
-    with tqdm(
-        desc=data.prefix, total=n_images, unit=" images", unit_scale=True, leave=False, disable=None
-    ) as bar:
-        for epoch in range(1, epochs + 1):
-            bar.set_description(f"{data.prefix}epoch {epoch}/{epochs}")
-            model.train()
-            order = torch.randperm(len(images), device=images.device)
-            losses = []
-            for batch in order[: n_batches * batch_size].split(batch_size):
-                logits = model(flip_half(images[batch]))
-                loss = cross_entropy(logits, labels[batch])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                losses.append(loss.detach())
-                bar.update(batch_size)
-            # read here and not at each step, which would wait for the device
-            step_losses += torch.stack(losses).tolist()
-            epoch_loss = sum(step_losses[-n_batches:]) / n_batches
-            if not math.isfinite(epoch_loss):
-                raise LossError(f"training needs a finite loss, got {epoch_loss}: lower --lr")
-            logits = compute_logits(model, data.test.images)
-            accuracies.append(compute_accuracy(logits, data.test.labels))
-            seconds_per_epoch = (time.perf_counter() - start) / epoch
-            bar.set_postfix_str(f"loss {epoch_loss:.4f}")
-            say(
-                f"{data.prefix}epoch {epoch:2}/{epochs}  loss {epoch_loss:.4f}  "
-                f"test accuracy {accuracies[-1]:.2%}  "
-                f"{n_batches * batch_size / seconds_per_epoch:,.0f} images/s  "
-                f"ETA {seconds_per_epoch * (epochs - epoch):.0f} s"
-            )
-    return step_losses, accuracies
+    start = time.perf_counter() - run.seconds
+    order = None
+    with progress_bar(data.prefix, run, n_steps, batch_size) as bar, kept_signals() as signals:
+        for step in range(len(run.step_losses), n_steps):
+            epoch, index = divmod(step, n_batches)
+            if order is None or index == 0:
+                set_seed(seed, epoch)
+                order = torch.randperm(len(images), device=images.device)
+                bar.set_description(f"{data.prefix}epoch {epoch + 1}/{epochs}")
+            batch = order[index * batch_size :][:batch_size]
+            set_seed(seed, epoch, index)
+            run.model.train()
+            logits = run.model(flip_half(images[batch]))
+            loss = cross_entropy(logits, labels[batch])
+            run.optimizer.zero_grad()
+            loss.backward()
+            # waits for the device, so that a loss that is not finite never reaches the weights
+            run.step_losses.append(loss.item())
+            if not math.isfinite(run.step_losses[-1]):
+                raise LossError(
+                    f"training needs a finite loss, got {run.step_losses[-1]} "
+                    f"at step {step + 1} of {n_steps}: lower --lr"
+                )
+            for group in run.optimizer.param_groups:
+                group["lr"] = peak_lr * one_cycle(step, n_steps)
+            run.optimizer.step()
+            bar.update(batch_size)
+            epoch_ends, stopped = index + 1 == n_batches, bool(signals)
+            if epoch_ends:
+                logits = compute_logits(run.model, data.test.images)
+                run.epoch_accuracies.append(compute_accuracy(logits, data.test.labels))
+            run.seconds = time.perf_counter() - start
+            if epoch_ends:
+                say(data.prefix + describe_epoch(run, epochs, n_batches * batch_size))
+            if epoch_ends or stopped or (step + 1) % (save_every or n_steps) == 0:
+                save()
+            if stopped:
+                raise StoppedError(signals[0], f"after step {step + 1} of {n_steps}")
+
+
+def describe_epoch(run: Run, epochs: int, images_per_epoch: int) -> str:
+    """How the last epoch went and when all are done."""
+    epoch = len(run.epoch_accuracies)
+    n_batches = len(run.step_losses) // epoch
+    seconds_per_epoch = run.seconds / epoch
+    return (
+        f"epoch {epoch:2}/{epochs}  loss {sum(run.step_losses[-n_batches:]) / n_batches:.4f}  "
+        f"test accuracy {run.epoch_accuracies[-1]:.2%}  "
+        f"{images_per_epoch / seconds_per_epoch:,.0f} images/s  "
+        f"ETA {seconds_per_epoch * (epochs - epoch):.0f} s"
+    )
+
+
+def progress_bar(prefix: str, run: Run, n_steps: int, batch_size: int) -> tqdm:
+    """A bar that counts images, on a terminal only."""
+    return tqdm(
+        desc=prefix,
+        total=n_steps * batch_size,
+        initial=len(run.step_losses) * batch_size,
+        unit=" images",
+        unit_scale=True,
+        leave=False,
+        disable=None,
+    )
+
+
+@contextmanager
+def kept_signals() -> Iterator[list[int]]:
+    """Collect SIGTERM and Ctrl-C, so that a step can end before the run does."""
+    received: list[int] = []
+
+    def keep(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        # the second one ends the run at once
+        signal.signal(number, handlers[signal.Signals(number)])
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    handlers = {number: signal.signal(number, keep) for number in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def open_folder(out: Path | None, resume: bool) -> Path:
+    """The folder of the run, made and found to be writable before any work is done for it."""
+    try:
+        folder = out or (last_run() if resume else new_run())
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"--out needs a folder that can be written, got {error}") from error
+    if not resume and any((folder / name).exists() for name in (CHECKPOINT, PREVIOUS_CHECKPOINT)):
+        raise UserError(
+            f"--out needs a folder without a checkpoint, got {folder}: "
+            "name another one, or go on from its checkpoint with --resume"
+        )
+    return folder
+
+
+def new_run() -> Path:
+    """The first of the folders runs/1, runs/2, ... that is not there yet, made."""
+    for number in itertools.count(1):
+        with suppress(FileExistsError):
+            folder = RUNS / str(number)
+            folder.mkdir(parents=True)
+            return folder
+    raise AssertionError("not reached: numbers do not end")
+
+
+def last_run() -> Path:
+    """The last of the folders runs/1, runs/2, ... that has a checkpoint."""
+    numbers = [int(path.parent.name) for path in RUNS.glob("[1-9]*/checkpoint*.pt")]
+    return RUNS / str(max(numbers, default=1))
+
+
+def write_atomically(path: Path, content: bytes, previous: Path | None = None) -> None:
+    """Replace a file: whatever happens, the old content or the new one is there, and complete."""
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    try:
+        with open(unfinished, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if previous and path.exists():
+            os.replace(path, previous)
+        os.replace(unfinished, path)
+        # without this a power cut could take back the renaming
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
+    """Write the checkpoint, followed by its SHA-256, and keep the one before."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getvalue()
+    content += hashlib.sha256(content).digest()
+    write_atomically(folder / CHECKPOINT, content, folder / PREVIOUS_CHECKPOINT)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, every bit of it checked."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    content, digest = content[:-32], content[-32:]
+    if hashlib.sha256(content).digest() != digest:
+        raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one that it ends with")
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    # torch.load documents none of what it raises
+    except Exception as error:
+        raise CheckpointError(f"{path} is refused: {one_line(error).partition('. ')[0]}") from error
+    if not (isinstance(state, dict) and state.keys() >= {"settings", "run"}):
+        raise CheckpointError(f"{path} is refused: it is no checkpoint of this script")
+    return state
+
+
+def load_newest(folder: Path) -> dict[str, Any]:
+    """The newest good checkpoint of the folder."""
+    newest, previous = folder / CHECKPOINT, folder / PREVIOUS_CHECKPOINT
+    try:
+        return load_checkpoint(newest)
+    except CheckpointError as error:
+        if not previous.exists():
+            raise
+        state = load_checkpoint(previous)
+        say(f"{error}; {previous} is used instead")
+        # else the next checkpoint would move it to the place of the good one
+        with suppress(FileNotFoundError):
+            os.replace(newest, folder / "checkpoint.damaged.pt")
+        return state
+
+
+def check_settings(settings: dict[str, Any], saved: dict[str, Any]) -> None:
+    """Refuse to go on with other settings than those of the checkpoint."""
+    for flag, value in settings.items():
+        if value != saved[flag]:
+            raise UserError(f"--resume needs {flag} {saved[flag]} of the checkpoint, got {value}")
+
+
+def weights_digest(model: nn.Module) -> str:
+    """The first half of the SHA-256 of all parameters and buffers."""
+    sha256 = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        sha256.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        sha256.update(bytes(tensor.cpu().contiguous().flatten().view(torch.uint8).tolist()))
+    return sha256.hexdigest()[:32]
 
 
 def say(line: str) -> None:
@@ -527,6 +749,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seed", type=partial(whole_number, 0, 2**63 - 1), default=0, help="of all randomness")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the network")
+    add("--out", type=Path, help="folder of the run; otherwise the next of runs/1, runs/2, ...")
+    add("--resume", action="store_true", help="go on from the checkpoint in --out or the last run")
+    steps = "steps between checkpoints, beside those at the end of each epoch; 0: no more"
+    add("--save-every", type=partial(whole_number, 0, 10**9), default=0, help=steps)
     options = parser.parse_args(argv)
     if options.batch_size > options.train_size:
         parser.error(
@@ -547,13 +773,15 @@ class Result(NamedTuple):
     step_losses: list[float]
     seconds: float  # of training, with a test after each epoch
     source: str  # of the data
+    digest: str  # of the final weights
 
 
 def main(argv: Sequence[str] | None = None) -> Result:
     """Train as the command line says and return what was measured.
 
     Raises:
-        UserError: A flag, the data or the loss is at fault; the class has the exit code.
+        UserError: A flag, the data, a checkpoint or the loss is at fault, or a signal stopped the
+            training; the class has the exit code.
     """
     options = parse(argv)
     device, why_device = choose_device(options.device)
@@ -563,35 +791,64 @@ def main(argv: Sequence[str] | None = None) -> Result:
     data = load_data(options.dataset, options.data_dir, options.train_size, options.test_size)
     data = data._replace(train=data.train.to(device), test=data.test.to(device))
     precision = "bf16" if use_bf16 else "fp32"
-    say(f"{data.prefix}{data.source}: {options.train_size} to train, {options.test_size} to test")
-    say(f"{data.prefix}device {device}, {why_device}; {precision}, {why_precision}")
-    say(f"{data.prefix}loss {options.loss}, seed {options.seed}")
+    # those that the weights depend on
+    settings = {
+        "--dataset": "synthetic" if data.prefix else "fashion-mnist",
+        "--precision": precision,
+        **{
+            f"--{name}": getattr(options, name.replace("-", "_"))
+            for name in ("train-size", "test-size", "loss", "epochs", "batch-size", "lr", "seed")
+        },
+    }
 
-    torch.manual_seed(options.seed)
+    set_seed(options.seed)
     model = Classifier(use_bf16=use_bf16).to(device)
-    start = time.perf_counter()
-    step_losses, accuracies = train(
-        model,
+    run = Run(model, torch.optim.AdamW(model.parameters(), weight_decay=WEIGHT_DECAY))
+    folder = open_folder(options.out, options.resume)
+    if options.resume:
+        state = load_newest(folder)
+        check_settings(settings, state["settings"])
+        run.load_state_dict(state["run"])
+    for line in (
+        f"{data.source}: {options.train_size} to train, {options.test_size} to test",
+        f"device {device}, {why_device}; {precision}, {why_precision}",
+        f"loss {options.loss}, seed {options.seed}, from step {len(run.step_losses)}, in {folder}",
+    ):
+        say(data.prefix + line)
+    train(
+        run,
         data,
         LOSSES[options.loss],
+        lambda: save_checkpoint(folder, {"settings": settings, "run": run.state_dict()}),
         epochs=options.epochs,
         batch_size=options.batch_size,
         peak_lr=options.lr,
+        seed=options.seed,
+        save_every=options.save_every,
     )
-    seconds = time.perf_counter() - start
 
     images, labels = data.test
     probabilities = torch_softmax.softmax(compute_logits(model, images), dim=1)
     mirrored = torch_softmax.softmax(compute_logits(model, images.flip(-1)), dim=1)
     probabilities = (probabilities + mirrored) / 2
-    mirrored_accuracy = compute_accuracy(probabilities, labels)
+    accuracy, mirrored_accuracy = run.epoch_accuracies[-1], compute_accuracy(probabilities, labels)
     say(
-        f"{data.prefix}test accuracy {accuracies[-1]:.2%}, and {mirrored_accuracy:.2%} by the mean "
-        f"probabilities of each image and its mirror image, after {seconds:.1f} s of training"
+        f"{data.prefix}test accuracy {accuracy:.2%}, and {mirrored_accuracy:.2%} by the mean "
+        f"probabilities of each image and its mirror image, after {run.seconds:.1f} s of training"
     )
     for line in describe_examples(probabilities, labels):
         say(data.prefix + line)
-    return Result(accuracies[-1], mirrored_accuracy, accuracies, step_losses, seconds, data.source)
+    digest = weights_digest(model)
+    say(f"{data.prefix}weights {digest}, in {folder / CHECKPOINT}")
+    return Result(
+        accuracy,
+        mirrored_accuracy,
+        run.epoch_accuracies,
+        run.step_losses,
+        run.seconds,
+        data.source,
+        digest,
+    )
 
 
 def run(argv: Sequence[str] | None = None) -> int:

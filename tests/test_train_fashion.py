@@ -8,6 +8,7 @@ import hashlib
 import http.server
 import os
 import pty
+import shutil
 import signal
 import socket
 import struct
@@ -17,6 +18,7 @@ import termios
 import threading
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,15 @@ ROOT = Path(train_fashion.__file__).parent
 SMALL = ["--dataset", "synthetic", "--train-size", "640", "--test-size", "200", "--device", "cpu"]
 SMALL += ["--batch-size", "64", "--epochs", "1"]
 DRAWN_PREFIX = "[drawn garments, not Fashion-MNIST] "
+
+
+@pytest.fixture(autouse=True)
+def working_folder(tmp_path, monkeypatch):
+    """Runs are written into the working folder."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -110,18 +121,31 @@ def run_and_read_refusal(capsys, *argv):
 
 def script(code_or_file, *argv, stderr=subprocess.PIPE, **variables):
     """A process of its own that runs the script, or code that imports it."""
-    command = ["-c", code_or_file] if " " in code_or_file else [code_or_file]
+    command = ["-c", code_or_file] if " " in code_or_file else [ROOT / code_or_file]
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     return subprocess.Popen(
         [sys.executable, *command, *argv],
-        cwd=ROOT,
-        env=environment | variables,
+        env=environment | {"PYTHONPATH": str(ROOT)} | variables,
         stdout=subprocess.PIPE,
         stderr=stderr,
         text=True,
         # a test run in the background of a shell passes on that Ctrl-C is ignored
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def flip_a_bit(path, at=0.5):
+    content = bytearray(path.read_bytes())
+    content[int(at * (len(content) - 1))] ^= 1
+    path.write_bytes(content)
 
 
 def test_training_learns():
@@ -234,7 +258,210 @@ def test_an_interruption_exits_with_130():
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
     assert process.returncode == 130
-    assert errors == "train_fashion.py: interrupted\n"
+    assert errors.startswith("train_fashion.py: ") and errors.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    """The folder of a run of 30 steps that nothing disturbed, and its result."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registration, "INTERPRETED", False)
+        patch.delenv("TRITON_INTERPRET", raising=False)
+        return folder, train_fashion.main([*SMALL, "--epochs", "3", "--out", str(folder)])
+
+
+@pytest.fixture
+def run_folder(finished_run, tmp_path):
+    """A copy of the folder of the finished run."""
+    return shutil.copytree(finished_run[0], tmp_path / "copy")
+
+
+def resume(folder, *argv):
+    return train_fashion.main([*SMALL, "--epochs", "3", "--resume", "--out", str(folder), *argv])
+
+
+def send_itself_a_signal(number, step, *argv):
+    """A process that runs the script and gets the signal in the middle of a step."""
+    code = (
+        "import os, sys, train_fashion\n"
+        "number, fatal_step = (int(sys.argv.pop(1)) for _ in range(2))\n"
+        "one_cycle = train_fashion.one_cycle\n"
+        "def one_cycle_with_signal(step, n_steps):\n"
+        "    if step == fatal_step:\n"
+        "        os.kill(os.getpid(), number)\n"
+        "    return one_cycle(step, n_steps)\n"
+        "train_fashion.one_cycle = one_cycle_with_signal\n"
+        "sys.exit(train_fashion.run(sys.argv[1:]))\n"
+    )
+    process = script(code, str(int(number)), str(step), *SMALL, "--epochs", "3", *argv)
+    _, errors = process.communicate()
+    return process.returncode, errors
+
+
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(finished_run, tmp_path):
+    argv = ["--save-every", "2", "--out", str(tmp_path)]
+    # in the first epoch, in the second one, right after the first step of the third one
+    for step, resume_flag in ((7, []), (14, ["--resume"]), (21, ["--resume"])):
+        code, errors = send_itself_a_signal(signal.SIGKILL, step, *argv, *resume_flag)
+        assert code == -signal.SIGKILL, errors
+    result = resume(tmp_path)
+    assert result.digest == finished_run[1].digest
+    assert result.step_losses == finished_run[1].step_losses
+    assert result.epoch_accuracies == finished_run[1].epoch_accuracies
+
+
+@pytest.mark.parametrize(
+    ("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["term", "ctrl-c"]
+)
+def test_a_run_that_is_stopped_ends_its_step_and_goes_on_to_the_same_weights(
+    finished_run, tmp_path, number, exit_code
+):
+    code, errors = send_itself_a_signal(number, 13, "--out", str(tmp_path))
+    assert code == exit_code
+    assert errors.count("\n") == 1
+    assert number.name in errors and "after step 14 of 30" in errors
+    state = train_fashion.load_checkpoint(tmp_path / "checkpoint.pt")
+    assert len(state["run"]["step_losses"]) == 14
+    assert resume(tmp_path).digest == finished_run[1].digest
+
+
+def test_a_finished_run_that_goes_on_changes_nothing(finished_run, run_folder):
+    assert resume(run_folder)._replace(source="") == finished_run[1]._replace(source="")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--seed", "1"],
+        ["--epochs", "4"],
+        ["--batch-size", "32"],
+        ["--lr", "0.001"],
+        ["--loss", "torch"],
+        ["--train-size", "641"],
+        ["--test-size", "201"],
+        ["--precision", "fp32"],
+    ],
+)
+def test_a_run_does_not_go_on_with_other_settings(capsys, tmp_path, argv):
+    folder = str(tmp_path / "run")
+    train_fashion.main([*SMALL, "--precision", "bf16", "--out", folder])
+    capsys.readouterr()
+    code, line = run_and_read_refusal(
+        capsys, *SMALL, "--precision", "bf16", "--resume", "--out", folder, *argv
+    )
+    assert code == 2
+    assert argv[0] in line and argv[1] in line
+
+
+def damaged_checkpoints():
+    """Each way to damage a checkpoint: where its bit is flipped, or what else is done to it."""
+    yield from (
+        pytest.param(partial(flip_a_bit, at=at), id=f"bit at {at:.0%}")
+        for at in (0, 0.1, 0.5, 0.9, 1)
+    )
+    yield from (truncate, empty, Path.unlink)
+
+
+@pytest.mark.parametrize("damage", [*damaged_checkpoints()])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(capsys, finished_run, run_folder, damage):
+    damage(run_folder / "checkpoint.pt")
+    result = resume(run_folder)
+    first_line = capsys.readouterr().out.splitlines()[0]
+    assert str(run_folder / "checkpoint.pt") in first_line
+    assert str(run_folder / "checkpoint.previous.pt") in first_line
+    assert result.digest == finished_run[1].digest
+    for name in ("checkpoint.pt", "checkpoint.previous.pt"):
+        train_fashion.load_checkpoint(run_folder / name)
+
+
+@pytest.mark.parametrize("damage", [*damaged_checkpoints()])
+def test_without_a_good_checkpoint_a_run_does_not_go_on(capsys, run_folder, damage):
+    for path in run_folder.iterdir():
+        damage(path)
+    code, line = run_and_read_refusal(
+        capsys, *SMALL, "--epochs", "3", "--resume", "--out", str(run_folder)
+    )
+    assert code == 3
+    assert str(run_folder / "checkpoint") in line
+
+
+class Payload:
+    """Unpickled without a check, it makes a folder."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+def test_a_malicious_checkpoint_is_refused_and_not_run(capsys, run_folder, tmp_path):
+    train_fashion.save_checkpoint(run_folder, {"settings": Payload(str(tmp_path / "made"))})
+    (run_folder / "checkpoint.previous.pt").unlink()
+    code, line = run_and_read_refusal(
+        capsys, *SMALL, "--epochs", "3", "--resume", "--out", str(run_folder)
+    )
+    assert code == 3
+    assert "refused" in line
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_checkpoint_of_something_else_is_refused(capsys, run_folder):
+    train_fashion.save_checkpoint(run_folder, {"weights": torch.zeros(3)})
+    (run_folder / "checkpoint.previous.pt").unlink()
+    code, line = run_and_read_refusal(
+        capsys, *SMALL, "--epochs", "3", "--resume", "--out", str(run_folder)
+    )
+    assert code == 3
+    assert str(run_folder / "checkpoint.pt") in line
+
+
+def test_a_full_disk_leaves_the_checkpoint_that_was_there(capsys, run_folder):
+    before = (run_folder / "checkpoint.pt").read_bytes()
+    (run_folder / "checkpoint.pt.unfinished").symlink_to("/dev/full")
+    with pytest.raises(train_fashion.CheckpointError, match="No space left on device"):
+        train_fashion.save_checkpoint(run_folder, {"weights": torch.zeros(3)})
+    assert (run_folder / "checkpoint.pt").read_bytes() == before
+    assert {path.name for path in run_folder.iterdir()} == {
+        "checkpoint.pt",
+        "checkpoint.previous.pt",
+    }
+
+
+def test_a_run_on_a_full_disk_ends_in_one_line(tmp_path):
+    folder = tmp_path / "run"
+    argv = [*SMALL, "--out", str(folder)]
+    code = (
+        "import resource, sys, train_fashion\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "sys.exit(train_fashion.run(sys.argv[1:]))\n"
+    )
+    process = script(code, *argv)
+    _, errors = process.communicate()
+    assert process.returncode == 3
+    assert errors.count("\n") == 1 and str(folder / "checkpoint.pt") in errors
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("out", ["/dev/null/run", "/proc/run", ""])
+def test_a_folder_that_cannot_be_written_is_refused(capsys, out):
+    code, line = run_and_read_refusal(capsys, *SMALL, "--out", out or __file__)
+    assert code == 2
+    assert "--out" in line and (out or __file__) in line
+
+
+def test_a_new_run_does_not_write_over_another_one(capsys, run_folder):
+    code, line = run_and_read_refusal(capsys, *SMALL, "--out", str(run_folder))
+    assert code == 2
+    assert str(run_folder) in line and "--resume" in line
+
+
+def test_runs_are_numbered_and_the_last_one_goes_on(capsys, working_folder):
+    first, second = (train_fashion.main([*SMALL, "--seed", seed]) for seed in "01")
+    assert first.digest != second.digest
+    assert train_fashion.main([*SMALL, "--seed", "1", "--resume"]).digest == second.digest
+    assert [path.name for path in sorted((working_folder / "runs").iterdir())] == ["1", "2"]
 
 
 def test_a_terminal_shows_a_progress_bar_and_a_pipe_does_not(capfd):
@@ -257,7 +484,7 @@ def test_every_line_about_drawn_garments_says_so(capsys):
     train_fashion.main(SMALL)
     output, errors = capsys.readouterr()
     lines = output.splitlines()
-    assert len(lines) == 8
+    assert len(lines) == 9
     assert all(line.startswith(DRAWN_PREFIX) for line in lines)
     assert errors == ""
 
@@ -303,20 +530,6 @@ def test_images_and_labels_come_out_as_they_went_in(small_files, compressed):
     read = train_fashion.read_split(small_files, "train", 600)
     assert torch.equal(read.images, drawn.images[:600])
     assert torch.equal(read.labels, drawn.labels[:600])
-
-
-def truncate(path):
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def empty(path):
-    path.write_bytes(b"")
-
-
-def flip_a_bit(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
 
 
 def label_as_200(path):
