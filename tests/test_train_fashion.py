@@ -1,13 +1,16 @@
 """The example: it learns, says what it measured on which data, and refuses in one line."""
 
 import contextlib
+import csv
 import functools
 import gc
 import gzip
 import hashlib
 import http.server
+import json
 import os
 import pty
+import re
 import shutil
 import signal
 import socket
@@ -30,7 +33,7 @@ from torch_softmax._ops import registration
 
 ROOT = Path(train_fashion.__file__).parent
 SMALL = ["--dataset", "synthetic", "--train-size", "640", "--test-size", "200", "--device", "cpu"]
-SMALL += ["--batch-size", "64", "--epochs", "1"]
+SMALL += ["--batch-size", "64", "--epochs", "1", "--no-report"]
 DRAWN_PREFIX = "[drawn garments, not Fashion-MNIST] "
 
 
@@ -217,7 +220,7 @@ def test_loss_triton_is_refused_where_the_kernels_would_not_run(capsys):
         (["--lr", "fast"], "--lr"),
         (["--batch-size", "0"], "--batch-size"),
         (["--batch-size", "641"], "--batch-size"),
-        (["--train-size", "60001"], "--train-size"),
+        (["--train-size", "58001"], "--train-size"),
         (["--test-size", "0"], "--test-size"),
         (["--seed", "-1"], "--seed"),
         (["--seed", str(2**64)], "--seed"),
@@ -484,7 +487,7 @@ def test_every_line_about_drawn_garments_says_so(capsys):
     train_fashion.main(SMALL)
     output, errors = capsys.readouterr()
     lines = output.splitlines()
-    assert len(lines) == 9
+    assert len(lines) == 10
     assert all(line.startswith(DRAWN_PREFIX) for line in lines)
     assert errors == ""
 
@@ -511,13 +514,16 @@ def test_the_examples_name_the_likeliest_and_the_true_class():
     not train_fashion.DEBIAN_FOLDER.exists(), reason="needs Debian's package dataset-fashion-mnist"
 )
 def test_the_files_of_debian_pass_their_check():
-    data = train_fashion.load_data("fashion-mnist", None, 60_000, 10_000)
-    assert data.train.images.shape == (60_000, 1, 28, 28)
+    data = train_fashion.load_data("fashion-mnist", None, 58_000, 10_000)
+    assert data.train.images.shape == (58_000, 1, 28, 28)
+    assert data.held_out.images.shape == (2_000, 1, 28, 28)
     assert data.test.images.shape == (10_000, 1, 28, 28)
-    assert data.train.labels.bincount().tolist() == [6000] * 10
+    labels = torch.cat([data.train.labels, data.held_out.labels])
+    assert labels.bincount().tolist() == [6000] * 10
     assert data.test.labels.bincount().tolist() == [1000] * 10
     # published with the data set
-    assert (data.train.images / 255).mean().item() == pytest.approx(0.28604, abs=1e-5)
+    images = torch.cat([data.train.images, data.held_out.images])
+    assert (images / 255).mean().item() == pytest.approx(0.28604, abs=1e-5)
 
 
 @pytest.mark.parametrize("compressed", [False, True])
@@ -527,9 +533,9 @@ def test_images_and_labels_come_out_as_they_went_in(small_files, compressed):
             path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
             path.unlink()
     drawn = train_fashion.draw_garments(640, seed=640)
-    read = train_fashion.read_split(small_files, "train", 600)
-    assert torch.equal(read.images, drawn.images[:600])
-    assert torch.equal(read.labels, drawn.labels[:600])
+    read = train_fashion.read_split(small_files, "train")
+    assert torch.equal(read.images, drawn.images)
+    assert torch.equal(read.labels, drawn.labels)
 
 
 def label_as_200(path):
@@ -718,3 +724,184 @@ def test_the_learning_rate_rises_and_falls_to_zero(n_steps):
 
 def test_the_learning_rate_of_a_long_run_reaches_its_peak():
     assert max(train_fashion.one_cycle(step, 2808) for step in range(2808)) > 0.99
+
+
+@pytest.fixture
+def picture_file(tmp_path):
+    """Writes pictures of the sixth drawn garment, each in another way, and gives their paths."""
+    image = pytest.importorskip("PIL.Image")
+    ops = pytest.importorskip("PIL.ImageOps")
+    pixels = train_fashion.draw_garments(10, seed=0).images[5, 0]
+    garment = image.frombytes("L", (28, 28), bytes(pixels.flatten().tolist()))
+    dark_on_white = image.new("RGB", (200, 300), "white")
+    dark_on_white.paste(ops.invert(garment.resize((140, 140))), (40, 100))
+    turned = image.Exif()
+    turned[0x0112] = 6
+    transparent = image.new("RGBA", (28, 28), (0, 0, 0, 0))
+    transparent.putalpha(garment)
+    deep = image.frombytes("I;16", (28, 28), b"".join(bytes([0, v]) for v in garment.tobytes()))
+
+    def write(kind):
+        path = str(tmp_path / f"{kind}.{'jpg' if kind in ('photo', 'turned') else 'png'}")
+        if kind == "turned":
+            dark_on_white.rotate(90, expand=True).save(path, exif=turned, quality=95)
+        else:
+            pictures = {"grey": garment, "photo": dark_on_white, "transparent": transparent}
+            pictures["deep"] = deep
+            pictures["blank"] = image.new("L", (50, 50), 200)
+            pictures["cmyk"] = dark_on_white.convert("CMYK").convert("RGB")
+            pictures["noise"] = image.effect_noise((64, 64), 200)
+            pictures[kind].save(path)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("kind", ["grey", "photo", "turned", "transparent", "deep"])
+def test_a_picture_is_brought_into_the_form_of_the_data_set(picture_file, kind):
+    expected, _ = train_fashion.read_picture(picture_file("grey"))
+    found, is_plain = train_fashion.read_picture(picture_file(kind))
+    assert found.shape == (1, 28, 28) and found.dtype == torch.uint8
+    assert is_plain
+    inside = (found > 13)[0]
+    assert max(inside.any(0).sum(), inside.any(1).sum()) >= 26
+    assert (found.float() - expected.float()).abs().mean() < 12
+
+
+def test_a_blank_picture_is_black_and_noise_has_no_plain_background(picture_file):
+    assert train_fashion.read_picture(picture_file("blank"))[0].max() == 0
+    assert not train_fashion.read_picture(picture_file("noise"))[1]
+
+
+def test_predict_names_the_likeliest_classes_and_cautions(capsys, finished_run, picture_file):
+    checkpoint = ["--checkpoint", str(finished_run[0] / "checkpoint.pt"), "--device", "cpu"]
+    files = [picture_file(kind) for kind in ("photo", "blank", "noise")]
+    prediction = train_fashion.main(["predict", *files, *checkpoint])
+    lines = capsys.readouterr().out.splitlines()
+    assert prediction.probabilities.shape == (3, 10)
+    for line, path in zip(lines, files, strict=True):
+        assert line.startswith(f"{DRAWN_PREFIX}{path}: ")
+        assert line.count("%") == 3 and "entropy" in line
+    assert "unlike the training data" not in lines[0] and "plain background" not in lines[0]
+    assert ("not sure" in lines[0]) == (prediction.confidence[0].item() < 0.6)
+    assert "unlike the training data" in lines[1]
+    assert "these numbers mean little" in lines[2]
+
+
+@pytest.mark.skipif(
+    not train_fashion.DEBIAN_FOLDER.exists(), reason="needs Debian's package dataset-fashion-mnist"
+)
+def test_what_is_no_garment_is_unlike_the_training_data():
+    image, draw = pytest.importorskip("PIL.Image"), pytest.importorskip("PIL.ImageDraw")
+    font = pytest.importorskip("PIL.ImageFont").load_default(90)
+    data = train_fashion.load_data("fashion-mnist", None, 1, 10_000)
+    calibration = train_fashion.calibrate(torch.zeros(2_000, 10), data.held_out)
+    assert calibration.is_unusual(data.test.images).float().mean() < 0.015
+    noise = torch.randint(256, (100, 1, 28, 28), dtype=torch.uint8)
+    assert calibration.is_unusual(noise).all()
+    assert calibration.is_unusual(torch.zeros_like(noise)).all()
+    signs = []
+    for sign in "0123456789ABCDEFGHKMNOPQRSTUVWXYZ":
+        picture = image.new("L", (28, 28))
+        small_font = font.font_variant(size=28)
+        draw.Draw(picture).text((14, 14), sign, fill=255, font=small_font, anchor="mm")
+        signs.append(torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8))
+    signs = torch.stack(signs).view(-1, 1, 28, 28)
+    assert calibration.is_unusual(signs).float().mean() > 0.5
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n" + bytes(20)])
+def test_a_file_that_is_no_picture_is_refused(capsys, finished_run, tmp_path, content):
+    pytest.importorskip("PIL")
+    (tmp_path / "file.png").write_bytes(content)
+    code, line = run_and_read_refusal(
+        capsys, "predict", str(tmp_path / "file.png"), "--checkpoint", str(finished_run[0])
+    )
+    assert code == 3
+    assert str(tmp_path / "file.png") in line
+
+
+def test_without_pillow_predict_says_what_to_install(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    code, line = run_and_read_refusal(capsys, "predict", "shirt.jpg")
+    assert code == 2
+    assert "pip install pillow" in line
+
+
+def test_evaluate_measures_what_the_training_did(capsys, finished_run):
+    checkpoint = ["--checkpoint", str(finished_run[0] / "checkpoint.pt"), "--device", "cpu"]
+    measures = train_fashion.main(["evaluate", *checkpoint])
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.startswith(DRAWN_PREFIX) for line in lines)
+    assert measures["accuracy"] == finished_run[1].mirrored_accuracy
+    assert 0 < measures["brier_score"] < 1 and 0 < measures["calibration_error"] < 1
+    of_classes = [measures[f"accuracy of {name}"] for name in train_fashion.CLASSES]
+    assert sum(of_classes) / 10 == pytest.approx(measures["accuracy"])
+    assert measures == json.loads((finished_run[0] / "result.json").read_text())["measures"]
+
+
+def test_a_missing_checkpoint_is_refused(capsys, working_folder):
+    for argv in (["evaluate"], [*SMALL, "--resume"]):
+        code, line = run_and_read_refusal(capsys, *argv)
+        assert code == 3
+        assert "runs/1/checkpoint.pt" in line
+
+
+def test_a_run_leaves_its_numbers_for_programs(finished_run):
+    folder, result = finished_run
+    content = json.loads((folder / "result.json").read_text())
+    assert content["weights"] == result.digest
+    assert content["data"].startswith("drawn garments")
+    with open(folder / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["accuracy"]) for row in rows] == result.epoch_accuracies
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert all(row["data"].startswith("drawn garments") for row in rows)
+    assert {path.name for path in folder.iterdir()} == {
+        "checkpoint.pt",
+        "checkpoint.previous.pt",
+        "metrics.csv",
+        "result.json",
+    }
+
+
+def test_a_run_ends_with_a_report(capsys, tmp_path):
+    pytest.importorskip("matplotlib")
+    argv = [flag for flag in SMALL if flag != "--no-report"]
+    train_fashion.main([*argv, "--out", str(tmp_path / "run")])
+    assert str(tmp_path / "run" / "report.html") in capsys.readouterr().out
+    assert "not Fashion-MNIST" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("argv", "hint"),
+    [
+        (["--epohcs", "3"], "--epochs"),
+        (["--batchsize=3"], "--batch-size"),
+        (["predict", "shirt.jpg", "--chekpoint", "x"], "--checkpoint"),
+        (["predct", "shirt.jpg"], "predict"),
+        (["trian"], "train"),
+    ],
+)
+def test_a_mistyped_word_is_answered_with_the_nearest(capsys, argv, hint):
+    code, line = run_and_read_refusal(capsys, *argv)
+    assert code == 2
+    assert f"did you mean {hint}?" in line
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["predict"]])
+def test_help_shows_every_default(capsys, command):
+    with pytest.raises(SystemExit) as ending:
+        train_fashion.run([*command, "--help"])
+    assert ending.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    options = text.partition("show this help message and exit")[2]
+    assert options.count("(default: ") == len(set(re.findall(r"(?<![\w-])--[a-z-]+", options))) - 1
+
+
+@pytest.mark.parametrize("argv", [["--help"], SMALL])
+def test_a_reader_that_leaves_early_gets_no_traceback(argv):
+    with script("train_fashion.py", *argv) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
