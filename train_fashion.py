@@ -16,8 +16,13 @@ garments that it draws itself, and every line it prints says so.
 Each run has a folder, runs/1, runs/2, ... or --out, with its checkpoint: kill the run in any way,
 and the same command with --resume goes on to the same weights, bit for bit.
 
+    torchrun --standalone --nproc-per-node 2 train_fashion.py
+
+Several processes, on GPUs or CPUs of one or more machines, share each batch, and train as one
+process does, up to the order of summation and which units are dropped out.
+
 Exit codes: 0 done, 2 usage, 3 data or checkpoint, 4 a loss that is not finite, 130 stopped by
-Ctrl-C, 143 by SIGTERM.
+Ctrl-C, 143 by SIGTERM; under torchrun, every failure is 1.
 """
 
 import argparse
@@ -39,6 +44,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -48,7 +54,9 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.elastic.multiprocessing.errors import record
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import torch_softmax.report
@@ -67,6 +75,8 @@ HOW_TO_GET_THE_DATA = (
     "github.com/zalandoresearch/fashion-mnist links to and name their folder with --data-dir"
 )
 DOWNLOAD_PATIENCE_SECONDS = 10
+# a process that dies is noticed at once, one that hangs after this
+PEER_PATIENCE = timedelta(minutes=5)
 # the last training images are kept out of training: they tell how sure the model may be, which
 # takes few of them, and its accuracy wants the others
 N_TRAIN, N_HELD_OUT, N_TEST = 58_000, 2_000, 10_000
@@ -338,13 +348,59 @@ def draw_class(strokes: tuple[Stroke, ...], n: int, generator: torch.Generator) 
     return (255 * pixels.clamp(0, 1)).to(torch.uint8)
 
 
+class AllReduce(torch.autograd.Function):
+    """Sum over all processes; its gradient is the same of the gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        return AllReduce.forward(ctx, dy)
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Normalizes by the statistics of the whole batch, whichever processes share it.
+
+    With the statistics of each process's part the training would depend on how many there are; and
+    nn.SyncBatchNorm runs on GPUs only.
+    """
+
+    momentum: float
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and distributed.is_initialized()):
+            return super().forward(x)
+        n = world_size() * x[:, 0].numel()
+        mean = AllReduce.apply(x.float().sum(dim=(0, 2, 3))) / n
+        centred = x.float() - per_pixel(mean)
+        variance = AllReduce.apply(centred.square().sum(dim=(0, 2, 3))) / n
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * n / (n - 1), self.momentum)
+            self.num_batches_tracked += 1
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return (centred * per_pixel(scale) + per_pixel(self.bias)).to(x.dtype)
+
+
+def per_pixel(x: Tensor) -> Tensor:
+    """One number per channel in a shape that broadcasts over images."""
+    return x.view(-1, 1, 1)
+
+
 def convolution(n_in: int, n_out: int, *, stride: int = 1, pool: bool = False) -> nn.Sequential:
     """A convolution with its normalization and activation."""
     return nn.Sequential(
         nn.Conv2d(n_in, n_out, kernel_size=3, stride=stride, padding=1, bias=False),
         # before the normalization, which then has a quarter of the pixels to read
         nn.MaxPool2d(2) if pool else nn.Identity(),
-        nn.BatchNorm2d(n_out),
+        BatchNorm(n_out),
         nn.ReLU(inplace=True),
     )
 
@@ -389,11 +445,77 @@ class Classifier(nn.Module):
         return logits.float()
 
 
+def join_processes(device: torch.device) -> None:
+    """Meet the other processes that torchrun started, if it did."""
+    if not distributed.is_torchelastic_launched():
+        return
+    if os.environ.get("OMP_NUM_THREADS") == "1":
+        # torchrun's choice, for which the processes of a machine would leave most of it idle
+        n_cpus = len(os.sched_getaffinity(0))
+        torch.set_num_threads(max(1, n_cpus // int(os.environ["LOCAL_WORLD_SIZE"])))
+    backend = "gloo"
+    if device.type != "cpu":
+        torch.accelerator.set_device_index(device.index)
+        backend = f"cpu:gloo,{device.type}:{distributed.get_default_backend_for_device(device)}"
+    distributed.init_process_group(backend, timeout=PEER_PATIENCE)
+
+
+def rank() -> int:
+    """The number of this process."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def by_rank_0(make: Callable[[], Any]) -> Any:
+    """What the function returns or raises in the first process, in all: only that touches files."""
+    made = None
+    if rank() == 0:
+        try:
+            made = make()
+        except UserError as error:
+            made = error
+    if distributed.is_initialized():
+        box = [made]
+        distributed.broadcast_object_list(box, device=torch.device("cpu"))
+        made = box[0]
+    if isinstance(made, UserError):
+        raise made
+    return made
+
+
+def require_equal_settings(settings: dict[str, Any]) -> None:
+    """Refuse processes that would not do the same training, such as one without the data."""
+    for flag, value in by_rank_0(lambda: settings).items():
+        if value != settings[flag]:
+            raise UserError(f"all processes need the same {flag}, got {value} and {settings[flag]}")
+
+
+def agree(loss: float, signals: list[int]) -> tuple[float, int]:
+    """The mean of all processes' losses, and the number of a signal if any of them got one."""
+    number = max(signals, default=0)
+    if not distributed.is_initialized():
+        return loss, number
+    mine = torch.tensor([[loss, number]], dtype=torch.float64)
+    of_all = mine.new_empty(world_size(), 2)
+    distributed.all_gather_into_tensor(of_all, mine)
+    return of_all[:, 0].mean().item(), int(of_all[:, 1].max())
+
+
 @torch.no_grad()
 def compute_logits(model: Classifier, images: Tensor) -> Tensor:
     """Logits of all images, the model being in the mode for testing."""
     model.eval()
-    return torch.cat([model(batch) for batch in images.split(1000)])
+    mine = slice(rank(), None, world_size())
+    logits = torch.zeros(len(images), len(CLASSES), device=images.device)
+    logits[mine] = torch.cat([model(batch) for batch in images[mine].split(1000)])
+    if distributed.is_initialized():
+        # each row is zero but in one process, so that the sum is exact
+        distributed.all_reduce(logits)
+    return logits
 
 
 def compute_mirrored_logits(model: Classifier, images: Tensor) -> Tensor:
@@ -540,6 +662,7 @@ def train(
 ) -> None:
     """Train from where the run stands; save at each epoch, every so many steps and when stopped."""
     images, labels = data.train
+    network = DistributedDataParallel(run.model) if distributed.is_initialized() else run.model
     n_batches = len(images) // batch_size
     n_steps = epochs * n_batches
     start = time.perf_counter() - run.seconds
@@ -549,37 +672,38 @@ def train(
             epoch, index = divmod(step, n_batches)
             if order is None or index == 0:
                 set_seed(seed, epoch)
-                order = torch.randperm(len(images), device=images.device)
+                order = torch.randperm(len(images)).to(images.device)
                 bar.set_description(f"{data.prefix}epoch {epoch + 1}/{epochs}")
-            batch = order[index * batch_size :][:batch_size]
-            set_seed(seed, epoch, index)
+            batch = order[index * batch_size :][:batch_size][rank() :: world_size()]
+            set_seed(seed, epoch, index * world_size() + rank())
             run.model.train()
-            logits = run.model(flip_half(images[batch]))
+            logits = network(flip_half(images[batch]))
             loss = cross_entropy(logits, labels[batch])
             run.optimizer.zero_grad()
             loss.backward()
             # waits for the device, so that a loss that is not finite never reaches the weights
-            run.step_losses.append(loss.item())
-            if not math.isfinite(run.step_losses[-1]):
+            mean_loss, stop_signal = agree(loss.item(), signals)
+            run.step_losses.append(mean_loss)
+            if not math.isfinite(mean_loss):
                 raise LossError(
-                    f"training needs a finite loss, got {run.step_losses[-1]} "
+                    f"training needs a finite loss, got {mean_loss} "
                     f"at step {step + 1} of {n_steps}: lower --lr"
                 )
             for group in run.optimizer.param_groups:
                 group["lr"] = peak_lr * one_cycle(step, n_steps)
             run.optimizer.step()
             bar.update(batch_size)
-            epoch_ends, stopped = index + 1 == n_batches, bool(signals)
+            epoch_ends = index + 1 == n_batches
             if epoch_ends:
                 logits = compute_logits(run.model, data.test.images)
                 run.epoch_accuracies.append(compute_accuracy(logits, data.test.labels))
             run.seconds = time.perf_counter() - start
             if epoch_ends:
                 say(data.prefix + describe_epoch(run, epochs, n_batches * batch_size))
-            if epoch_ends or stopped or (step + 1) % (save_every or n_steps) == 0:
+            if epoch_ends or stop_signal or (step + 1) % (save_every or n_steps) == 0:
                 save()
-            if stopped:
-                raise StoppedError(signals[0], f"after step {step + 1} of {n_steps}")
+            if stop_signal:
+                raise StoppedError(stop_signal, f"after step {step + 1} of {n_steps}")
 
 
 def describe_epoch(run: Run, epochs: int, images_per_epoch: int) -> str:
@@ -602,7 +726,7 @@ def progress_bar(prefix: str, run: Run, n_steps: int, batch_size: int) -> tqdm:
         unit=" images",
         unit_scale=True,
         leave=False,
-        disable=None,
+        disable=None if rank() == 0 else True,
     )
 
 
@@ -738,9 +862,10 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def say(line: str) -> None:
-    """Print above the progress bar, and at once even into a pipe."""
-    tqdm.write(line)
-    sys.stdout.flush()
+    """Print above the progress bar, and at once even into a pipe; in the first process only."""
+    if rank() == 0:
+        tqdm.write(line)
+        sys.stdout.flush()
 
 
 def describe_classes(classes: Tensor, probabilities: Tensor) -> str:
@@ -806,18 +931,21 @@ def read_picture(path: str) -> tuple[Tensor, bool]:
 
 def choose_device(name: str) -> tuple[torch.device, str]:
     """The device and why it was chosen."""
+    why = "as asked"
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         if accelerator is None:
             return torch.device("cpu"), "no accelerator found"
-        return accelerator, "the accelerator found"
+        name, why = accelerator.type, "the accelerator found"
+    if name in ("cuda", "xpu") and distributed.is_torchelastic_launched():
+        name += f":{os.environ['LOCAL_RANK']}"
     try:
         # not just allocated: the device "meta" allocates but cannot read
         torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError) as error:
         reason = one_line(error).partition(". ")[0]
         raise UserError(f"--device needs a device that is here, got {name!r}: {reason}") from error
-    return torch.device(name), "as asked"
+    return torch.device(name), why
 
 
 def choose_precision(name: str, device: torch.device) -> tuple[bool, str]:
@@ -988,6 +1116,12 @@ def run_train(argv: Sequence[str]) -> Result:
     use_bf16, why_precision = choose_precision(options.precision, device)
     if options.loss == "triton":
         require_kernels(device)
+    join_processes(device)
+    if options.batch_size % world_size():
+        raise UserError(
+            f"--batch-size needs a multiple of the {world_size()} processes, "
+            f"got {options.batch_size}"
+        )
     data = load_data(options.dataset, options.data_dir, options.train_size, options.test_size)
     data = data.to(device)
     precision = "bf16" if use_bf16 else "fp32"
@@ -1000,13 +1134,14 @@ def run_train(argv: Sequence[str]) -> Result:
             for name in ("train-size", "test-size", "loss", "epochs", "batch-size", "lr", "seed")
         },
     }
+    require_equal_settings(settings)
 
     set_seed(options.seed)
     model = Classifier(use_bf16=use_bf16).to(device)
     run = Run(model, torch.optim.AdamW(model.parameters(), weight_decay=WEIGHT_DECAY))
-    folder = open_folder(options.out, options.resume)
+    folder = by_rank_0(lambda: open_folder(options.out, options.resume))
     if options.resume:
-        state = load_newest(folder)
+        state = by_rank_0(lambda: load_newest(folder))
         check_settings(settings, state["settings"])
         run.load_state_dict(state["run"])
     for line in (
@@ -1022,7 +1157,7 @@ def run_train(argv: Sequence[str]) -> Result:
     def save() -> None:
         calibration = learn_calibration()._asdict()
         state = {"settings": settings, "run": run.state_dict(), "calibration": calibration}
-        save_checkpoint(folder, state)
+        by_rank_0(lambda: save_checkpoint(folder, state))
 
     train(
         run,
@@ -1058,8 +1193,9 @@ def run_train(argv: Sequence[str]) -> Result:
         f"weights {result.digest}, in {folder / CHECKPOINT}",
     ):
         say(data.prefix + line)
-    write_result(folder, result, run.history(), {"measures": measures, "settings": settings})
-    if not options.no_report:
+    more = {"measures": measures, "settings": settings}
+    by_rank_0(lambda: write_result(folder, result, run.history(), more))
+    if rank() == 0 and not options.no_report:
         try:
             torch_softmax.report.write_report(
                 folder,
@@ -1095,6 +1231,7 @@ def run_evaluate(argv: Sequence[str]) -> dict[str, float]:
     """Measure a checkpoint on its test images."""
     options = parse_use("evaluate", argv)
     device, _ = choose_device(options.device)
+    join_processes(device)
     model, calibration, settings = load_model(options.checkpoint, device)
     data = load_data(
         settings["--dataset"], options.data_dir, settings["--train-size"], settings["--test-size"]
@@ -1113,6 +1250,7 @@ def run_predict(argv: Sequence[str]) -> uncertainty.Prediction:
     """Say what pictures show."""
     options = parse_use("predict", argv)
     device, _ = choose_device(options.device)
+    join_processes(device)
     pictures = [read_picture(path) for path in options.files]
     images = torch.stack([image for image, _ in pictures]).to(device)
     model, calibration, settings = load_model(options.checkpoint, device)
@@ -1151,7 +1289,12 @@ def run(argv: Sequence[str] | None = None) -> int:
     """The exit code of main; a fault of the user's becomes one line on stderr."""
     try:
         try:
-            main(argv)
+            if distributed.is_torchelastic_launched():
+                # lets torchrun end with the reason of the first failure
+                record(main)(argv)
+                distributed.destroy_process_group()
+            else:
+                main(argv)
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
@@ -1159,7 +1302,8 @@ def run(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except UserError as error:
-        print(f"train_fashion.py: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"train_fashion.py: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("train_fashion.py: interrupted", file=sys.stderr)
