@@ -667,13 +667,14 @@ def train(
     n_steps = epochs * n_batches
     start = time.perf_counter() - run.seconds
     order = None
-    with progress_bar(data.prefix, run, n_steps, batch_size) as bar, kept_signals() as signals:
+    with progress_bar(run, n_steps, batch_size) as bar, kept_signals() as signals:
         for step in range(len(run.step_losses), n_steps):
             epoch, index = divmod(step, n_batches)
             if order is None or index == 0:
                 set_seed(seed, epoch)
                 order = torch.randperm(len(images)).to(images.device)
-                bar.set_description(f"{data.prefix}epoch {epoch + 1}/{epochs}")
+                # in a few words, so that a line of 80 characters holds all
+                bar.set_description(f"{'[drawn] ' * bool(data.prefix)}epoch {epoch + 1}/{epochs}")
             batch = order[index * batch_size :][:batch_size][rank() :: world_size()]
             set_seed(seed, epoch, index * world_size() + rank())
             run.model.train()
@@ -692,6 +693,7 @@ def train(
             for group in run.optimizer.param_groups:
                 group["lr"] = peak_lr * one_cycle(step, n_steps)
             run.optimizer.step()
+            bar.set_postfix_str(describe_progress(run), refresh=False)
             bar.update(batch_size)
             epoch_ends = index + 1 == n_batches
             if epoch_ends:
@@ -717,14 +719,22 @@ def describe_epoch(run: Run, epochs: int, images_per_epoch: int) -> str:
     )
 
 
-def progress_bar(prefix: str, run: Run, n_steps: int, batch_size: int) -> tqdm:
+def describe_progress(run: Run) -> str:
+    """The loss of late and the last test accuracy, in a few words."""
+    losses = run.step_losses[-50:]
+    accuracy = "".join(f", test {accuracy:.1%}" for accuracy in run.epoch_accuracies[-1:])
+    return f"loss {sum(losses) / len(losses):.3f}{accuracy}"
+
+
+def progress_bar(run: Run, n_steps: int, batch_size: int) -> tqdm:
     """A bar that counts images, on a terminal only."""
     return tqdm(
-        desc=prefix,
         total=n_steps * batch_size,
         initial=len(run.step_losses) * batch_size,
         unit=" images",
         unit_scale=True,
+        dynamic_ncols=True,
+        bar_format="{desc}{percentage:3.0f}%|{bar}| {rate_fmt}, {remaining} left{postfix}",
         leave=False,
         disable=None if rank() == 0 else True,
     )

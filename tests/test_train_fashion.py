@@ -467,10 +467,11 @@ def test_runs_are_numbered_and_the_last_one_goes_on(capsys, working_folder):
     assert [path.name for path in sorted((working_folder / "runs").iterdir())] == ["1", "2"]
 
 
-def test_a_terminal_shows_a_progress_bar_and_a_pipe_does_not(capfd):
+@pytest.mark.parametrize("columns", [80, 120])
+def test_a_terminal_shows_a_progress_bar_and_a_pipe_does_not(capfd, columns):
     controller, terminal = pty.openpty()
-    termios.tcsetwinsize(terminal, (24, 120))
-    process = script("train_fashion.py", *SMALL, stderr=terminal)
+    termios.tcsetwinsize(terminal, (24, columns))
+    process = script("train_fashion.py", *SMALL, "--epochs", "2", stderr=terminal)
     os.close(terminal)
     process.communicate()
     shown = b""
@@ -478,7 +479,11 @@ def test_a_terminal_shows_a_progress_bar_and_a_pipe_does_not(capfd):
     with contextlib.suppress(OSError), os.fdopen(controller, "rb", buffering=0) as screen:
         while part := screen.read(4096):
             shown += part
-    assert b"epoch 1/1:" in shown and b"images/s" in shown
+    lines = [line for line in shown.decode().split("\r") if "test" in line]
+    assert lines
+    for line in lines:
+        assert re.match(r"\[drawn\] epoch 2/2: .*images/s, \S+ left, loss \S+, test \S+%", line)
+        assert len(line) <= columns
     train_fashion.main(SMALL)
     assert "\r" not in "".join(capfd.readouterr())
 
@@ -906,3 +911,106 @@ def test_a_reader_that_leaves_early_gets_no_traceback(argv):
         assert process.stderr.read() == ""
     # whoever asks for help may have it before the reader leaves
     assert process.returncode == 141 or argv == ["--help"]
+
+
+# what a process does at a step, told by its number: a signal to itself, or a loss that is NaN; and
+# without what differs between processes by design
+FAULTS = """
+import os, sys, signal, torch, train_fashion
+fault, fatal_step, rank = sys.argv.pop(1), int(sys.argv.pop(1)), sys.argv.pop(1)
+one_cycle, cross_entropy = train_fashion.one_cycle, train_fashion.LOSSES["fused"]
+def one_cycle_with_fault(step, n_steps):
+    if step == fatal_step and os.environ["RANK"] == rank and fault.startswith("SIG"):
+        os.kill(os.getpid(), signal.Signals[fault])
+    return one_cycle(step, n_steps)
+train_fashion.one_cycle = one_cycle_with_fault
+if fault == "nan" and os.environ["RANK"] == rank:
+    train_fashion.LOSSES["fused"] = lambda *args: cross_entropy(*args) * float("nan")
+if fault == "no randomness":
+    torch.nn.Dropout.forward = lambda self, x: x
+    train_fashion.flip_half = lambda images: images
+sys.exit(train_fashion.run(sys.argv[1:]))
+"""
+IN_TWO = [*SMALL, "--test-size", "201", "--precision", "fp32", "--epochs", "2"]
+
+
+@pytest.fixture
+def torchrun(tmp_path):
+    """Starts the script, which a fault befalls, in two processes that share the work."""
+    pytest.importorskip("torch.distributed")
+    if not torch.distributed.is_gloo_available():
+        pytest.skip("needs a PyTorch with gloo")
+    file = tmp_path / "faults.py"
+    file.write_text(FAULTS)
+    start = "from torch.distributed.run import main; main()"
+    flags = ["--standalone", "--nproc-per-node", "2", str(file)]
+
+    def run(fault, step, rank, *argv):
+        return script(start, *flags, fault, str(step), str(rank), *IN_TWO, *argv)
+
+    return run
+
+
+def test_two_processes_train_as_one_does(torchrun, tmp_path, monkeypatch):
+    shared = tmp_path / "shared"
+    process = torchrun("no randomness", 0, 0, "--out", str(shared))
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert len(output.splitlines()) == 11
+    monkeypatch.setattr(torch.nn.Dropout, "forward", lambda self, x: x)
+    monkeypatch.setattr(train_fashion, "flip_half", lambda images: images)
+    alone = train_fashion.main([*IN_TWO, "--out", str(tmp_path / "alone")])
+    losses = train_fashion.load_checkpoint(shared / "checkpoint.pt")["run"]["step_losses"]
+    # each step multiplies what the order of summation left
+    assert losses[:5] == pytest.approx(alone.step_losses[:5], abs=1e-4)
+    assert losses == pytest.approx(alone.step_losses, abs=1e-2)
+    # an odd number of test images, each counted once
+    measures = json.loads((shared / "result.json").read_text())["measures"]
+    again = train_fashion.main(["evaluate", "--checkpoint", str(shared / "checkpoint.pt")])
+    assert again == pytest.approx(measures, rel=1e-4)
+
+
+def test_a_run_whose_process_dies_ends_and_goes_on_to_the_same_weights(torchrun, tmp_path):
+    process = torchrun("SIGKILL", 13, 1, "--out", str(tmp_path / "killed"))
+    start = time.monotonic()
+    _, errors = process.communicate()
+    assert process.returncode == 1
+    assert time.monotonic() - start < 120
+    assert "SIGKILL" in errors
+    digests = []
+    for argv in (["--resume", "--out", str(tmp_path / "killed")], ["--out", str(tmp_path / "new")]):
+        process = torchrun("none", 0, 0, *argv)
+        output, errors = process.communicate()
+        assert process.returncode == 0, errors
+        digests.append(output.splitlines()[-1].split()[-3])
+    assert digests[0] == digests[1]
+
+
+def test_a_signal_to_torchrun_stops_all_processes_after_a_step(torchrun, tmp_path):
+    process = torchrun("none", 0, 0, "--epochs", "1000", "--out", str(tmp_path / "run"))
+    while "epoch  1/1000" not in process.stdout.readline():
+        pass
+    start = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate()
+    assert time.monotonic() - start < 20
+    assert process.returncode == 1
+    step = len(train_fashion.load_checkpoint(tmp_path / "run/checkpoint.pt")["run"]["step_losses"])
+    assert f"after step {step} of 10000" in errors
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_loss_that_is_not_finite_in_one_process_ends_all(torchrun, tmp_path, rank):
+    process = torchrun("nan", 0, rank, "--out", str(tmp_path / "run"))
+    _, errors = process.communicate()
+    assert process.returncode == 1
+    assert "LossError: training needs a finite loss, got nan at step 1" in errors
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_batch_that_two_processes_cannot_share_is_refused(torchrun, tmp_path):
+    process = torchrun("none", 0, 0, "--batch-size", "63", "--out", str(tmp_path / "run"))
+    output, errors = process.communicate()
+    assert process.returncode == 1
+    assert output == ""
+    assert "train_fashion.py: --batch-size needs a multiple of the 2 processes, got 63" in errors
