@@ -733,7 +733,8 @@ def progress_bar(run: Run, n_steps: int, batch_size: int) -> tqdm:
         initial=len(run.step_losses) * batch_size,
         unit=" images",
         unit_scale=True,
-        dynamic_ncols=True,
+        # a terminal that does not tell its height, such as that of script(1), would get no bar
+        nrows=24,
         bar_format="{desc}{percentage:3.0f}%|{bar}| {rate_fmt}, {remaining} left{postfix}",
         leave=False,
         disable=None if rank() == 0 else True,
