@@ -788,8 +788,8 @@ def new_run() -> Path:
 
 def last_run() -> Path:
     """The last of the folders runs/1, runs/2, ... that has a checkpoint."""
-    numbers = [int(path.parent.name) for path in RUNS.glob("[1-9]*/checkpoint*.pt")]
-    return RUNS / str(max(numbers, default=1))
+    names = [path.parent.name for path in RUNS.glob("*/checkpoint*.pt")]
+    return RUNS / str(max((int(name) for name in names if name.isdecimal()), default=1))
 
 
 def write_atomically(path: Path, content: bytes, previous: Path | None = None) -> None:
@@ -1316,6 +1316,9 @@ def run(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("RANK", "0") == "0":
             print(f"train_fashion.py: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(f"train_fashion.py: {error}", file=sys.stderr)
+        return DataError.exit_code
     except KeyboardInterrupt:
         print("train_fashion.py: interrupted", file=sys.stderr)
         return 130

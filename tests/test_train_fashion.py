@@ -878,6 +878,14 @@ def test_a_run_ends_with_a_report(capsys, tmp_path):
     assert "not Fashion-MNIST" in (tmp_path / "run" / "report.html").read_text()
 
 
+def test_without_matplotlib_a_run_says_what_to_install(capsys, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("torch_softmax.report.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    train_fashion.main([flag for flag in SMALL if flag != "--no-report"])
+    assert "torch-softmax[plots]" in capsys.readouterr().out.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("argv", "hint"),
     [
