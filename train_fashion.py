@@ -77,7 +77,7 @@ HOW_TO_GET_THE_DATA = (
 DOWNLOAD_PATIENCE_SECONDS = 10
 # a process that dies is noticed at once, one that hangs after this
 PEER_PATIENCE = timedelta(minutes=5)
-# the last training images are kept out of training: they tell how sure the model may be, which
+# the first training images are kept out of training: they tell how sure the model may be, which
 # takes few of them, and its accuracy wants the others
 N_TRAIN, N_HELD_OUT, N_TEST = 58_000, 2_000, 10_000
 NOT_FASHION_MNIST = "[drawn garments, not Fashion-MNIST] "
@@ -93,6 +93,19 @@ LOSSES: dict[str, Loss] = {
     "triton": torch_softmax.cross_entropy,
     "torch": F.cross_entropy,
 }
+
+
+class Recipe(NamedTuple):
+    """How large a net to train, for how long, and on what."""
+
+    width: int  # channels of the first convolution
+    epochs: int
+    peak_lr: float
+    erase: bool  # a rectangle of each training image
+
+
+# the best one is for a GPU
+RECIPES = {"quick": Recipe(16, 14, 6e-3, False), "best": Recipe(64, 40, 3e-3, True)}
 
 
 class UserError(Exception):
@@ -162,8 +175,9 @@ def load_data(dataset: str, data_dir: Path | None, train_size: int, test_size: i
         try:
             folder = data_dir or find_fashion_mnist()
             images, labels = read_split(folder, "train")
-            train = Split(images[:train_size], labels[:train_size])
-            held_out = Split(images[-N_HELD_OUT:], labels[-N_HELD_OUT:])
+            held_out = Split(images[:N_HELD_OUT], labels[:N_HELD_OUT])
+            end = N_HELD_OUT + train_size
+            train = Split(images[N_HELD_OUT:end], labels[N_HELD_OUT:end])
             test = Split(*(part[:test_size] for part in read_split(folder, "t10k")))
             return Data(train, held_out, test, f"Fashion-MNIST from {folder}", prefix="")
         except NoDataError as error:
@@ -419,17 +433,17 @@ class Residual(nn.Module):
 class Classifier(nn.Module):
     """From images, uint8 of shape (n, 1, 28, 28), to logits, float32 of shape (n, 10)."""
 
-    def __init__(self, *, use_bf16: bool) -> None:
+    def __init__(self, width: int, *, use_bf16: bool) -> None:
         super().__init__()
         self.use_bf16 = use_bf16
-        head = nn.Linear(64 * 3 * 3, len(CLASSES))
+        head = nn.Linear(4 * width * 3 * 3, len(CLASSES))
         # equal probabilities at first: large and wrong ones make the first steps erratic
         nn.init.zeros_(head.weight)
         self.layers = nn.Sequential(
-            convolution(1, 16, pool=True),  # 14 x 14
-            convolution(16, 32),
-            convolution(32, 64, stride=2),  # 7 x 7
-            Residual(64),
+            convolution(1, width, pool=True),  # 14 x 14
+            convolution(width, 2 * width),
+            convolution(2 * width, 4 * width, stride=2),  # 7 x 7
+            Residual(4 * width),
             nn.MaxPool2d(3, stride=2),  # 3 x 3
             nn.Flatten(),
             nn.Dropout(0.3),
@@ -590,6 +604,26 @@ def flip_half(images: Tensor) -> Tensor:
     return torch.where(flip, images.flip(-1), images)
 
 
+def erase_half(images: Tensor) -> Tensor:
+    """Blacken a rectangle in each image with probability one half (Zhong et al., 2017)."""
+    n, size = len(images), images.shape[-1]
+
+    def draw_span() -> Tensor:
+        start, length = torch.rand(2, n, 1, device=images.device)
+        position = torch.arange(size, device=images.device) / size
+        return (position >= start - 0.25) & (position < start - 0.25 + 0.5 * length)
+
+    erased = draw_span().view(n, 1, 1, size) & draw_span().view(n, 1, size, 1)
+    chosen = torch.rand(n, 1, 1, 1, device=images.device) < 0.5
+    return images.masked_fill(erased & chosen, 0)
+
+
+def vary(recipe: Recipe, images: Tensor) -> Tensor:
+    """The images of a batch as the net sees them this time."""
+    images = flip_half(images)
+    return erase_half(images) if recipe.erase else images
+
+
 def one_cycle(step: int, n_steps: int) -> float:
     """Share of the peak learning rate: in a line up, in a line down to zero."""
     progress = (step + 1) / (n_steps + 1)
@@ -652,6 +686,7 @@ def train(
     run: Run,
     data: Data,
     cross_entropy: Loss,
+    vary: Callable[[Tensor], Tensor],
     save: Callable[[], None],
     *,
     epochs: int,
@@ -678,7 +713,7 @@ def train(
             batch = order[index * batch_size :][:batch_size][rank() :: world_size()]
             set_seed(seed, epoch, index * world_size() + rank())
             run.model.train()
-            logits = network(flip_half(images[batch]))
+            logits = network(vary(images[batch]))
             loss = cross_entropy(logits, labels[batch])
             run.optimizer.zero_grad()
             loss.backward()
@@ -1051,9 +1086,12 @@ def parse_train(argv: Sequence[str]) -> argparse.Namespace:
     add("--test-size", "test images to use", type=count(N_TEST), default=N_TEST)
     add = parser.group("training")
     add("--loss", "triton: fused, only in Triton kernels", choices=LOSSES, default="fused")
-    add("--epochs", "passes over the training images", type=count(10**6), default=12)
+    add("--recipe", "best: a larger net, for a GPU", choices=RECIPES, default="quick")
+    shown = ", ".join(f"{name} {recipe.epochs}" for name, recipe in RECIPES.items())
+    add("--epochs", "passes over the training images", type=count(10**6), shown=shown)
     add("--batch-size", "images per step", type=count(N_TRAIN), default=256)
-    add("--lr", "peak of the learning rate", type=positive_number, default=6e-3)
+    shown = ", ".join(f"{name} {recipe.peak_lr:g}" for name, recipe in RECIPES.items())
+    add("--lr", "peak of the learning rate", type=positive_number, shown=shown)
     add("--seed", "of all randomness", type=partial(whole_number, 0, 2**63 - 1), default=0)
     add = parser.group("machine")
     add("--device", "cpu, cuda, cuda:1, ...", default="auto")
@@ -1065,6 +1103,8 @@ def parse_train(argv: Sequence[str]) -> argparse.Namespace:
     add("--save-every", steps, type=partial(whole_number, 0, 10**9), default=0)
     add("--no-report", "leave out report.html and its pictures", action="store_true")
     options = parser.parse(argv)
+    options.epochs = options.epochs or RECIPES[options.recipe].epochs
+    options.lr = options.lr or RECIPES[options.recipe].peak_lr
     if options.batch_size > options.train_size:
         parser.error(
             f"argument --batch-size: needs at most the {options.train_size} images of "
@@ -1140,6 +1180,7 @@ def run_train(argv: Sequence[str]) -> Result:
     settings = {
         "--dataset": "synthetic" if data.prefix else "fashion-mnist",
         "--precision": precision,
+        "--recipe": options.recipe,
         **{
             f"--{name}": getattr(options, name.replace("-", "_"))
             for name in ("train-size", "test-size", "loss", "epochs", "batch-size", "lr", "seed")
@@ -1148,7 +1189,8 @@ def run_train(argv: Sequence[str]) -> Result:
     require_equal_settings(settings)
 
     set_seed(options.seed)
-    model = Classifier(use_bf16=use_bf16).to(device)
+    recipe = RECIPES[options.recipe]
+    model = Classifier(recipe.width, use_bf16=use_bf16).to(device)
     run = Run(model, torch.optim.AdamW(model.parameters(), weight_decay=WEIGHT_DECAY))
     folder = by_rank_0(lambda: open_folder(options.out, options.resume))
     if options.resume:
@@ -1174,6 +1216,7 @@ def run_train(argv: Sequence[str]) -> Result:
         run,
         data,
         LOSSES[options.loss],
+        partial(vary, recipe),
         save,
         epochs=options.epochs,
         batch_size=options.batch_size,
@@ -1289,7 +1332,8 @@ def load_model(
 ) -> tuple[Classifier, Calibration, dict[str, Any]]:
     """The model of a checkpoint, its calibration and the flags that it was trained with."""
     state = load_checkpoint(path or last_run() / CHECKPOINT)
-    model = Classifier(use_bf16=state["settings"]["--precision"] == "bf16")
+    recipe = RECIPES[state["settings"]["--recipe"]]
+    model = Classifier(recipe.width, use_bf16=state["settings"]["--precision"] == "bf16")
     model.load_state_dict(state["run"]["model"])
     calibration = Calibration(**state["calibration"])
     calibration = calibration._replace(usual=calibration.usual.to(device))

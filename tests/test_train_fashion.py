@@ -704,7 +704,7 @@ def test_the_processor_decides_on_bf16(monkeypatch, capabilities, use_bf16):
 def test_logits_are_float32_in_every_precision():
     images = train_fashion.draw_garments(20, seed=0).images
     for use_bf16 in (True, False):
-        model = train_fashion.Classifier(use_bf16=use_bf16)
+        model = train_fashion.Classifier(16, use_bf16=use_bf16)
         assert train_fashion.compute_logits(model, images).dtype == torch.float32
 
 
@@ -715,6 +715,25 @@ def test_half_of_the_images_are_mirrored():
     is_same = (flipped == images).flatten(1).all(dim=1)
     assert (is_mirrored | is_same).all()
     assert 400 < is_mirrored.sum() < 600
+
+
+def test_a_rectangle_of_half_of_the_images_is_erased():
+    images = torch.full((1000, 1, 28, 28), 7, dtype=torch.uint8)
+    erased = train_fashion.erase_half(images) == 0
+    assert 350 < erased.flatten(1).any(dim=1).sum() < 550
+    assert erased.flatten(1).float().mean(dim=1).max() <= 0.3
+    # as many pixels as the rows and the columns that have any span
+    heights, widths = erased.any(dim=3).sum(dim=2), erased.any(dim=2).sum(dim=2)
+    assert torch.equal(erased.flatten(1).sum(dim=1), (heights * widths).squeeze(1))
+
+
+def test_the_best_recipe_trains_a_larger_net_that_evaluate_finds_again(capsys):
+    argv = ["--recipe", "best", "--train-size", "128"]
+    result = train_fashion.main([*SMALL, *argv])
+    assert len(result.step_losses) == 2
+    assert train_fashion.main(["evaluate"])["accuracy"] == result.mirrored_accuracy
+    assert train_fashion.run([*SMALL, "--train-size", "128", "--resume"]) == 2
+    assert "--recipe" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("n_steps", [20, 2808])
