@@ -10,7 +10,7 @@ of a cross-entropy is a function of these four per row, so the gradient is alway
 
     dlogits = (a - e * log(p)) * p - b * onehot(target) - s * class_weight
 
-with p = softmax(logits) and coefficients per row; a contains -e * entropy. SCALE and SOFTCAP act on
+with p = softmax(logits) and coefficients per row; a contains -e * entropy. CAP acts on
 the logits as they are loaded, and by their slope on the gradient as it is stored.
 
 One program owns BLOCK_ROWS rows; the forward kernel walks along them, the backward kernel takes
@@ -33,7 +33,15 @@ from triton_kernels.online import (
     slope,
     weigh_probabilities,
 )
-from triton_kernels.rows import program_rows, tile_offsets
+from triton_kernels.rows import (
+    load_columns,
+    load_targets,
+    load_tile,
+    program_rows,
+    row_heads,
+    store_tile,
+    tile_columns,
+)
 
 
 @triton.jit
@@ -47,49 +55,48 @@ def cross_entropy_forward_kernel(
     logits_strides,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
-    SCALE: tl.constexpr,
-    SOFTCAP: tl.constexpr,
+    VECTOR: tl.constexpr,
+    CAP: tl.constexpr,
 ):
     """nll = lse - logits[target], smooth = sum(class_weight * (lse - logits)), and statistics."""
     nll_ptr, smooth_ptr, normalizer_ptr, lse_ptr, entropy_ptr, prediction_ptr = row_ptrs
     outer, rows = program_rows(n_rows, BLOCK_ROWS)
     in_rows = rows < n_rows
+    heads = row_heads(outer, rows, logits_strides, VECTOR)
     dtype: tl.constexpr = nll_ptr.dtype.element_ty
     largest = tl.full((BLOCK_ROWS,), -float("inf"), dtype)
     total = tl.zeros((BLOCK_ROWS,), dtype)
     smooth = tl.zeros((BLOCK_ROWS,), dtype)
-    weight_total = tl.zeros((1,), dtype)
+    weight_total = tl.zeros((BLOCK_ROWS,), dtype)
     product = tl.zeros((BLOCK_ROWS,), dtype)
     prediction = tl.zeros((BLOCK_ROWS,), tl.int32)
 
-    for start in range(0, n_cols, BLOCK_COLS):
-        cols = start + tl.arange(0, BLOCK_COLS)
-        in_tile = in_rows[:, None] & (cols < n_cols)[None, :]
-        offsets = tile_offsets(outer, rows, cols, logits_strides)
-        logits = tl.load(logits_ptr + offsets, mask=in_tile, other=0.0).to(dtype)
-        # after the softcap, which would lift it: columns beyond the row add exp(-inf) = 0
-        logits = tl.where(in_tile, capped(logits, SCALE, SOFTCAP), -float("inf"))
+    for start in range(0, n_cols + VECTOR - 1, BLOCK_COLS):
+        cols, in_tile, words = tile_columns(
+            start, outer, rows, heads, n_rows, n_cols, BLOCK_COLS, VECTOR
+        )
+        logits = load_tile(logits_ptr, logits_strides, words, VECTOR).to(dtype)
+        # after the softcap, which would lift it: what lies beside the row adds exp(-inf) = 0
+        logits = tl.where(in_tile, capped(logits, CAP), -float("inf"))
         old_largest = largest
         old_total = total
         largest, total = fold_total(logits, largest, total)
         if class_weight_ptr is not None:
-            weight = tl.load(class_weight_ptr + cols, mask=cols < n_cols, other=0.0)[None, :]
+            weight = load_columns(class_weight_ptr, cols, n_cols)
             smooth, weight_total = fold_cost(
                 weight, logits, old_largest, largest, smooth, weight_total
             )
         if entropy_ptr is not None:
             product = fold_product(logits, old_largest, largest, old_total, product)
-            prediction = fold_prediction(logits, start, old_largest, prediction)
+            prediction = fold_prediction(logits, start - heads, old_largest, prediction)
 
     shift = finite_shift(largest)
     log_total = tl.log(total)
     index = outer * n_rows + rows
     target = tl.load(target_ptr + index, mask=in_rows, other=0)
     is_class = in_rows & (target >= 0) & (target < n_cols)
-    target_offsets = outer * logits_strides[0] + rows * logits_strides[1]
-    target_offsets += target * logits_strides[2]
-    target_logit = tl.load(logits_ptr + target_offsets, mask=is_class, other=float("nan"))
-    nll = (shift - capped(target_logit.to(dtype), SCALE, SOFTCAP)) + log_total
+    target_logit = load_targets(logits_ptr, logits_strides, outer, rows, target, is_class).to(dtype)
+    nll = (shift - capped(target_logit, CAP)) + log_total
 
     tl.store(nll_ptr + index, nll, mask=in_rows)
     tl.store(normalizer_ptr + 2 * index, shift, mask=in_rows)
@@ -114,16 +121,17 @@ def cross_entropy_backward_kernel(
     strides,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
-    SCALE: tl.constexpr,
-    SOFTCAP: tl.constexpr,
+    VECTOR: tl.constexpr,
+    CAP: tl.constexpr,
 ):
     """dlogits = (a - e * log(p)) * p - b * onehot(target) - s * class_weight, times the slope."""
     normalizer_ptr, a_ptr, b_ptr, s_ptr, e_ptr = row_ptrs
     logits_strides, dlogits_strides = strides
     outer, rows = program_rows(n_rows, BLOCK_ROWS)
-    cols = tl.program_id(1) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+    heads = row_heads(outer, rows, logits_strides, VECTOR)
+    start = tl.program_id(1) * BLOCK_COLS
+    cols, _, words = tile_columns(start, outer, rows, heads, n_rows, n_cols, BLOCK_COLS, VECTOR)
     in_rows = rows < n_rows
-    in_tile = in_rows[:, None] & (cols < n_cols)[None, :]
     index = outer * n_rows + rows
 
     a = tl.load(a_ptr + index, mask=in_rows, other=0.0)
@@ -136,16 +144,16 @@ def cross_entropy_backward_kernel(
     costs = in_rows & (a != 0.0)
     if e_ptr is not None:
         costs = in_rows
-    offsets = tile_offsets(outer, rows, cols, logits_strides)
-    logits = tl.load(logits_ptr + offsets, mask=in_tile & costs[:, None], other=0.0).to(a.dtype)
-    log_p = log_probabilities(capped(logits, SCALE, SOFTCAP), normalizer_ptr, index, costs)
+    # many rows to a program may share words, which a mask of rows would divide
+    wanted_rows = costs if BLOCK_ROWS < 32 else None
+    logits = load_tile(logits_ptr, logits_strides, words, VECTOR, wanted_rows).to(a.dtype)
+    logits = tl.where(costs[:, None], logits, 0.0)
+    log_p = log_probabilities(capped(logits, CAP), normalizer_ptr, index, costs)
     dlogits = weigh_probabilities(log_p, a, e_ptr, index, in_rows)
-    dlogits -= tl.where(cols[None, :] == target[:, None], b[:, None], 0.0)
+    dlogits -= tl.where(cols == target[:, None], b[:, None], 0.0)
     if s_ptr is not None:
         s = tl.load(s_ptr + index, mask=in_rows, other=0.0)
-        weight = tl.load(class_weight_ptr + cols, mask=cols < n_cols, other=0.0)
-        dlogits -= s[:, None] * weight[None, :]
-    dlogits *= slope(logits, SCALE, SOFTCAP)
+        dlogits -= s[:, None] * load_columns(class_weight_ptr, cols, n_cols)
+    dlogits *= slope(logits, CAP)
 
-    dlogits_offsets = tile_offsets(outer, rows, cols, dlogits_strides)
-    tl.store(dlogits_ptr + dlogits_offsets, dlogits, mask=in_tile)
+    store_tile(dlogits_ptr, dlogits_strides, words, dlogits, VECTOR)

@@ -15,7 +15,15 @@ import triton
 import triton.language as tl
 
 from triton_kernels.online import capped, finite_shift, fold_cost, fold_total, slope
-from triton_kernels.rows import program_rows, tile_offsets
+from triton_kernels.rows import (
+    load_columns,
+    load_targets,
+    load_tile,
+    program_rows,
+    row_heads,
+    store_tile,
+    tile_columns,
+)
 
 
 @triton.jit
@@ -32,15 +40,13 @@ def coefficients(b_ptr, s_ptr, z_ptr, index, in_rows):
 
 
 @triton.jit
-def dlogits_tile(
-    logits, p, is_target, weight, row_values, SCALE: tl.constexpr, SOFTCAP: tl.constexpr
-):
+def dlogits_tile(logits, p, is_target, weight, row_values, CAP: tl.constexpr):
     """(a * p - b * onehot(target) - s * class_weight) * slope in the rows that cost something."""
     a, b, s, costs = row_values
     dlogits = a[:, None] * p - tl.where(is_target, b[:, None], 0.0)
     if weight is not None:
         dlogits -= s[:, None] * weight
-    return tl.where(costs[:, None], dlogits * slope(logits, SCALE, SOFTCAP), 0.0)
+    return tl.where(costs[:, None], dlogits * slope(logits, CAP), 0.0)
 
 
 @triton.jit
@@ -55,37 +61,39 @@ def cross_entropy_step_kernel(
     strides,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
-    SCALE: tl.constexpr,
-    SOFTCAP: tl.constexpr,
+    VECTOR: tl.constexpr,
+    CAP: tl.constexpr,
 ):
     """nll, smooth and lse of each row, and dlogits of the sum that b, s and z make of them."""
     nll_ptr, smooth_ptr, lse_ptr, b_ptr, s_ptr, z_ptr = row_ptrs
     logits_strides, dlogits_strides = strides
     outer, rows = program_rows(n_rows, BLOCK_ROWS)
-    cols = tl.arange(0, BLOCK_COLS)
+    heads = row_heads(outer, rows, logits_strides, VECTOR)
+    cols, in_tile, words = tile_columns(0, outer, rows, heads, n_rows, n_cols, BLOCK_COLS, VECTOR)
     in_rows = rows < n_rows
-    in_tile = in_rows[:, None] & (cols < n_cols)[None, :]
     index = outer * n_rows + rows
     dtype: tl.constexpr = nll_ptr.dtype.element_ty
     b, s, z = coefficients(b_ptr, s_ptr, z_ptr, index, in_rows)
     target = tl.load(target_ptr + index, mask=in_rows, other=0)
-    is_target = cols[None, :] == target[:, None]
+    is_class = in_rows & (target >= 0) & (target < n_cols)
+    is_target = cols == target.to(tl.int32)[:, None]
 
-    offsets = tile_offsets(outer, rows, cols, logits_strides)
-    logits = tl.load(logits_ptr + offsets, mask=in_tile, other=0.0).to(dtype)
-    # after the softcap, which would lift it: columns beyond the row add exp(-inf) = 0
-    x = tl.where(in_tile, capped(logits, SCALE, SOFTCAP), -float("inf"))
+    # read once more instead of searched, which would take a register for each logit
+    target_logit = load_targets(logits_ptr, logits_strides, outer, rows, target, is_class).to(dtype)
+    # in place a thread may not write before another has read
+    tl.debug_barrier()
+    logits = load_tile(logits_ptr, logits_strides, words, VECTOR).to(dtype)
+    # after the softcap, which would lift it: what lies beside the row adds exp(-inf) = 0
+    x = tl.where(in_tile, capped(logits, CAP), -float("inf"))
     shift = finite_shift(tl.max(x, axis=1))
     exp_x = tl.exp(x - shift[:, None])
     total = tl.sum(exp_x, axis=1)
     log_total = tl.log(total)
-    target_logit = tl.sum(tl.where(is_target, x, 0.0), axis=1)
-    is_class = (target >= 0) & (target < n_cols)
-    nll = tl.where(is_class, (shift - target_logit) + log_total, float("nan"))
+    nll = (shift - capped(target_logit, CAP)) + log_total
     a = tl.where(is_class, b, float("nan")) + 2.0 * z * (shift + log_total)
     weight = None
     if class_weight_ptr is not None:
-        weight = tl.load(class_weight_ptr + cols, mask=cols < n_cols, other=0.0)[None, :]
+        weight = load_columns(class_weight_ptr, cols, n_cols)
         # without weight no cost, even at -inf: 0 * inf would be NaN
         cost = tl.sum(tl.where(weight != 0.0, weight * (shift[:, None] - x), 0.0), axis=1)
         weight_total = tl.sum(weight, axis=1)
@@ -95,9 +103,8 @@ def cross_entropy_step_kernel(
     tl.store(lse_ptr + index, shift + log_total, mask=in_rows)
 
     row_values = (a / total, b, s, (b != 0.0) | (s != 0.0) | (z != 0.0))
-    dlogits = dlogits_tile(logits, exp_x, is_target, weight, row_values, SCALE, SOFTCAP)
-    dlogits_offsets = tile_offsets(outer, rows, cols, dlogits_strides)
-    tl.store(dlogits_ptr + dlogits_offsets, dlogits, mask=in_tile)
+    dlogits = dlogits_tile(logits, exp_x, is_target, weight, row_values, CAP)
+    store_tile(dlogits_ptr, dlogits_strides, words, dlogits, VECTOR)
 
 
 @triton.jit
@@ -112,13 +119,14 @@ def cross_entropy_step_online_kernel(
     strides,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
-    SCALE: tl.constexpr,
-    SOFTCAP: tl.constexpr,
+    VECTOR: tl.constexpr,
+    CAP: tl.constexpr,
 ):
     """nll, smooth, lse and dlogits as of the plain kernel, for rows longer than a block."""
     nll_ptr, smooth_ptr, lse_ptr, b_ptr, s_ptr, z_ptr = row_ptrs
     logits_strides, dlogits_strides = strides
     outer, rows = program_rows(n_rows, BLOCK_ROWS)
+    heads = row_heads(outer, rows, logits_strides, VECTOR)
     in_rows = rows < n_rows
     index = outer * n_rows + rows
     dtype: tl.constexpr = nll_ptr.dtype.element_ty
@@ -128,19 +136,19 @@ def cross_entropy_step_online_kernel(
     total = tl.zeros((BLOCK_ROWS,), dtype)
     target_logit = tl.zeros((BLOCK_ROWS,), dtype)
     smooth = tl.zeros((BLOCK_ROWS,), dtype)
-    weight_total = tl.zeros((1,), dtype)
+    weight_total = tl.zeros((BLOCK_ROWS,), dtype)
 
-    for start in range(0, n_cols, BLOCK_COLS):
-        cols = start + tl.arange(0, BLOCK_COLS)
-        in_tile = in_rows[:, None] & (cols < n_cols)[None, :]
-        offsets = tile_offsets(outer, rows, cols, logits_strides)
-        logits = tl.load(logits_ptr + offsets, mask=in_tile, other=0.0).to(dtype)
-        x = tl.where(in_tile, capped(logits, SCALE, SOFTCAP), -float("inf"))
+    for start in range(0, n_cols + VECTOR - 1, BLOCK_COLS):
+        cols, in_tile, words = tile_columns(
+            start, outer, rows, heads, n_rows, n_cols, BLOCK_COLS, VECTOR
+        )
+        logits = load_tile(logits_ptr, logits_strides, words, VECTOR).to(dtype)
+        x = tl.where(in_tile, capped(logits, CAP), -float("inf"))
         old_largest = largest
         largest, total = fold_total(x, largest, total)
-        target_logit += tl.sum(tl.where(cols[None, :] == target[:, None], x, 0.0), axis=1)
+        target_logit += tl.sum(tl.where(cols == target.to(tl.int32)[:, None], x, 0.0), axis=1)
         if class_weight_ptr is not None:
-            weight = tl.load(class_weight_ptr + cols, mask=cols < n_cols, other=0.0)[None, :]
+            weight = load_columns(class_weight_ptr, cols, n_cols)
             smooth, weight_total = fold_cost(weight, x, old_largest, largest, smooth, weight_total)
 
     shift = finite_shift(largest)
@@ -155,16 +163,15 @@ def cross_entropy_step_online_kernel(
     tl.store(lse_ptr + index, shift + log_total, mask=in_rows)
 
     row_values = (a / total, b, s, (b != 0.0) | (s != 0.0) | (z != 0.0))
-    for start in range(0, n_cols, BLOCK_COLS):
-        cols = start + tl.arange(0, BLOCK_COLS)
-        in_tile = in_rows[:, None] & (cols < n_cols)[None, :]
-        offsets = tile_offsets(outer, rows, cols, logits_strides)
-        logits = tl.load(logits_ptr + offsets, mask=in_tile, other=0.0).to(dtype)
-        exp_x = tl.exp(capped(logits, SCALE, SOFTCAP) - shift[:, None])
-        is_target = cols[None, :] == target[:, None]
+    for start in range(0, n_cols + VECTOR - 1, BLOCK_COLS):
+        cols, in_tile, words = tile_columns(
+            start, outer, rows, heads, n_rows, n_cols, BLOCK_COLS, VECTOR
+        )
+        logits = load_tile(logits_ptr, logits_strides, words, VECTOR).to(dtype)
+        exp_x = tl.exp(capped(logits, CAP) - shift[:, None])
+        is_target = cols == target.to(tl.int32)[:, None]
         weight = None
         if class_weight_ptr is not None:
-            weight = tl.load(class_weight_ptr + cols, mask=cols < n_cols, other=0.0)[None, :]
-        dlogits = dlogits_tile(logits, exp_x, is_target, weight, row_values, SCALE, SOFTCAP)
-        dlogits_offsets = tile_offsets(outer, rows, cols, dlogits_strides)
-        tl.store(dlogits_ptr + dlogits_offsets, dlogits, mask=in_tile)
+            weight = load_columns(class_weight_ptr, cols, n_cols)
+        dlogits = dlogits_tile(logits, exp_x, is_target, weight, row_values, CAP)
+        store_tile(dlogits_ptr, dlogits_strides, words, dlogits, VECTOR)

@@ -46,28 +46,28 @@ def fold_product(x, old_largest, largest, old_total, product):
 
 
 @triton.jit
-def fold_prediction(x, start, old_largest, prediction):
-    """Take a block that starts at a column into the index of the first maximum."""
+def fold_prediction(x, first_cols, old_largest, prediction):
+    """Take a block whose rows start at columns into the index of the first maximum."""
     block_largest, block_index = tl.max(x, axis=1, return_indices=True)
-    return tl.where(block_largest > old_largest, start + block_index, prediction)
+    return tl.where(block_largest > old_largest, first_cols + block_index, prediction)
 
 
 @triton.jit
-def capped(x, SCALE: tl.constexpr, SOFTCAP: tl.constexpr):
-    """softcap * tanh(scale * x / softcap), or scale * x without."""
-    x = x * SCALE
-    if SOFTCAP is not None:
-        x = SOFTCAP * tanh(x / SOFTCAP)
+def capped(x, CAP: tl.constexpr):
+    """softcap * tanh(scale * x / softcap), or scale * x without, for CAP = (scale, softcap)."""
+    x = x * CAP[0]
+    if CAP[1] is not None:
+        x = CAP[1] * tanh(x / CAP[1])
     return x
 
 
 @triton.jit
-def slope(x, SCALE: tl.constexpr, SOFTCAP: tl.constexpr):
+def slope(x, CAP: tl.constexpr):
     """Derivative of capped(x)."""
-    slope = tl.full((), SCALE, x.dtype)
-    if SOFTCAP is not None:
+    slope = tl.full((), CAP[0], x.dtype)
+    if CAP[1] is not None:
         # 1 - tanh**2 without the difference, which cancels near 1
-        decay = tl.exp(-2.0 * tl.abs(x * SCALE / SOFTCAP))
+        decay = tl.exp(-2.0 * tl.abs(x * CAP[0] / CAP[1]))
         slope = slope * (4.0 * decay / ((1.0 + decay) * (1.0 + decay)))
     return slope
 

@@ -1,8 +1,14 @@
-"""Device functions that every kernel shares: where a program's tile lies.
+"""Device functions that every kernel shares: where a program's tile lies, and how it is moved.
 
 A tensor is three axes here, (outer, row, column), with a stride in elements for each; the columns
 are the classes. That is every layout in which the class axis lies somewhere inside a tensor: a
 matrix has one outer index, images with classes on axis 1 have one per image.
+
+Memory moves 16 bytes at a time where a thread asks for whole words of it, but rows need not begin
+with one: rows of 50257 bfloat16 do not. So a tile has lanes, and lane 0 is the first element of the
+word in which the row begins: column = lane - head. VECTOR is the number of elements in a word,
+whose heads are the same in all matrices of a kernel; with VECTOR = 1 lanes are columns. A load may
+take elements beside the row, never words without an element of it; a store takes none.
 """
 
 import triton
@@ -19,8 +25,74 @@ def program_rows(n_rows, BLOCK_ROWS: tl.constexpr):
 
 
 @triton.jit
-def tile_offsets(outer, rows, cols, strides):
+def row_heads(outer, rows, strides, VECTOR: tl.constexpr):
+    """How many elements of each row's first word lie before the row."""
+    return ((outer * strides[0] + rows * strides[1]) % VECTOR).to(tl.int32)
+
+
+@triton.jit
+def tile_columns(
+    start, outer, rows, heads, n_rows, n_cols, BLOCK_COLS: tl.constexpr, VECTOR: tl.constexpr
+):
+    """Columns of the tile from a lane on, which of them exist, and their words, for a move."""
+    lanes = (start + tl.arange(0, BLOCK_COLS))[None, :]
+    in_rows = (rows < n_rows)[:, None]
+    # one row of columns for all rows, as class weights are
+    cols = lanes
+    in_tile = in_rows & (lanes < n_cols)
+    touched = in_tile
+    whole = in_tile
+    if VECTOR > 1:
+        head = heads[:, None]
+        end = head + n_cols
+        cols = lanes - head
+        in_tile = in_rows & (lanes >= head) & (lanes < end)
+        # bounds that are multiples of a word tell the compiler that the masks divide none
+        touched = in_rows & (lanes < tl.cdiv(end, VECTOR) * VECTOR)
+        first_whole = tl.cdiv(head, VECTOR) * VECTOR
+        whole = in_rows & (lanes >= first_whole) & (lanes < end // VECTOR * VECTOR)
+    return cols, in_tile, (outer, rows, lanes, in_tile, touched, whole)
+
+
+@triton.jit
+def tile_offsets(outer, rows, lanes, strides, VECTOR: tl.constexpr):
     """Offsets of a tile from the start of its tensor."""
+    words = (outer * strides[0] + rows * strides[1]) // VECTOR * VECTOR
     # a class axis with gaps passes 2**31 too
-    col_offsets = cols.to(tl.int64) * strides[2]
-    return outer * strides[0] + (rows * strides[1])[:, None] + col_offsets[None, :]
+    return words[:, None] + lanes.to(tl.int64) * strides[2]
+
+
+@triton.jit
+def load_tile(ptr, strides, words, VECTOR: tl.constexpr, wanted_rows=None):
+    """Elements of a tile, 0 in rows and words that are not there, anything beside a row."""
+    outer, rows, lanes, _, touched, _ = words
+    if wanted_rows is not None:
+        touched = touched & wanted_rows[:, None]
+    offsets = tile_offsets(outer, rows, lanes, strides, VECTOR)
+    return tl.load(ptr + offsets, mask=touched, other=0.0)
+
+
+@triton.jit
+def store_tile(ptr, strides, words, value, VECTOR: tl.constexpr):
+    """Write the elements of a tile that exist."""
+    outer, rows, lanes, in_tile, _, whole = words
+    ptrs = ptr + tile_offsets(outer, rows, lanes, strides, VECTOR)
+    tl.store(ptrs, value, mask=whole)
+    if VECTOR > 1:
+        # the two ends of a row, which share their words with its neighbours
+        tl.store(ptrs, value, mask=in_tile & ~whole)
+
+
+@triton.jit
+def load_columns(ptr, cols, n_cols):
+    """A vector with one entry for each column, 0 beside the row."""
+    in_row = (cols >= 0) & (cols < n_cols)
+    # not other=0.0: Triton 3.6 fails to compile a sum of mere loads whose result is used twice
+    return tl.where(in_row, tl.load(ptr + cols, mask=in_row), 0.0)
+
+
+@triton.jit
+def load_targets(ptr, strides, outer, rows, target, is_class):
+    """One element of each row, NaN where its column is no class."""
+    offsets = outer * strides[0] + rows * strides[1] + target * strides[2]
+    return tl.load(ptr + offsets, mask=is_class, other=float("nan"))

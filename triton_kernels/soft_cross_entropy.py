@@ -23,7 +23,14 @@ from triton_kernels.online import (
     slope,
     weigh_probabilities,
 )
-from triton_kernels.rows import program_rows, tile_offsets
+from triton_kernels.rows import (
+    load_columns,
+    load_tile,
+    program_rows,
+    row_heads,
+    store_tile,
+    tile_columns,
+)
 
 
 @triton.jit
@@ -38,38 +45,38 @@ def soft_cross_entropy_forward_kernel(
     target_strides,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
-    SCALE: tl.constexpr,
-    SOFTCAP: tl.constexpr,
+    VECTOR: tl.constexpr,
+    CAP: tl.constexpr,
 ):
     """nll = sum(w * target * (lse - logits)), smooth = sum(class_weight * (lse - logits))."""
     nll_ptr, smooth_ptr, normalizer_ptr, lse_ptr, entropy_ptr, prediction_ptr, mass_ptr = row_ptrs
     outer, rows = program_rows(n_rows, BLOCK_ROWS)
     in_rows = rows < n_rows
+    heads = row_heads(outer, rows, logits_strides, VECTOR)
     dtype: tl.constexpr = nll_ptr.dtype.element_ty
     largest = tl.full((BLOCK_ROWS,), -float("inf"), dtype)
     total = tl.zeros((BLOCK_ROWS,), dtype)
     nll = tl.zeros((BLOCK_ROWS,), dtype)
     mass = tl.zeros((BLOCK_ROWS,), dtype)
     smooth = tl.zeros((BLOCK_ROWS,), dtype)
-    weight_total = tl.zeros((1,), dtype)
+    weight_total = tl.zeros((BLOCK_ROWS,), dtype)
     product = tl.zeros((BLOCK_ROWS,), dtype)
     prediction = tl.zeros((BLOCK_ROWS,), tl.int32)
 
-    for start in range(0, n_cols, BLOCK_COLS):
-        cols = start + tl.arange(0, BLOCK_COLS)
-        in_tile = in_rows[:, None] & (cols < n_cols)[None, :]
-        offsets = tile_offsets(outer, rows, cols, logits_strides)
-        logits = tl.load(logits_ptr + offsets, mask=in_tile, other=0.0).to(dtype)
-        # after the softcap, which would lift it: columns beyond the row add exp(-inf) = 0
-        logits = tl.where(in_tile, capped(logits, SCALE, SOFTCAP), -float("inf"))
+    for start in range(0, n_cols + VECTOR - 1, BLOCK_COLS):
+        cols, in_tile, words = tile_columns(
+            start, outer, rows, heads, n_rows, n_cols, BLOCK_COLS, VECTOR
+        )
+        logits = load_tile(logits_ptr, logits_strides, words, VECTOR).to(dtype)
+        # after the softcap, which would lift it: what lies beside the row adds exp(-inf) = 0
+        logits = tl.where(in_tile, capped(logits, CAP), -float("inf"))
         old_largest = largest
         old_total = total
         largest, total = fold_total(logits, largest, total)
-        target_offsets = tile_offsets(outer, rows, cols, target_strides)
-        # not other=0.0: Triton 3.6 fails to compile a sum of mere loads whose result is used twice
-        share = tl.where(in_tile, tl.load(target_ptr + target_offsets, mask=in_tile), 0.0).to(dtype)
+        share = load_tile(target_ptr, target_strides, words, VECTOR).to(dtype)
+        share = tl.where(in_tile, share, 0.0)
         if class_weight_ptr is not None:
-            weight = tl.load(class_weight_ptr + cols, mask=cols < n_cols, other=0.0)[None, :]
+            weight = load_columns(class_weight_ptr, cols, n_cols)
             smooth, weight_total = fold_cost(
                 weight, logits, old_largest, largest, smooth, weight_total
             )
@@ -77,7 +84,7 @@ def soft_cross_entropy_forward_kernel(
         nll, mass = fold_cost(share, logits, old_largest, largest, nll, mass)
         if entropy_ptr is not None:
             product = fold_product(logits, old_largest, largest, old_total, product)
-            prediction = fold_prediction(logits, start, old_largest, prediction)
+            prediction = fold_prediction(logits, start - heads, old_largest, prediction)
 
     log_total = tl.log(total)
     shift = finite_shift(largest)
@@ -106,32 +113,30 @@ def soft_cross_entropy_backward_kernel(
     strides,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
-    SCALE: tl.constexpr,
-    SOFTCAP: tl.constexpr,
+    VECTOR: tl.constexpr,
+    CAP: tl.constexpr,
 ):
     """dlogits = (a - e * log(p)) * p - b * w * target - s * class_weight, times the slope."""
     normalizer_ptr, a_ptr, b_ptr, s_ptr, e_ptr = row_ptrs
     logits_strides, target_strides, dlogits_strides = strides
     outer, rows = program_rows(n_rows, BLOCK_ROWS)
-    cols = tl.program_id(1) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+    heads = row_heads(outer, rows, logits_strides, VECTOR)
+    start = tl.program_id(1) * BLOCK_COLS
+    cols, _, words = tile_columns(start, outer, rows, heads, n_rows, n_cols, BLOCK_COLS, VECTOR)
     in_rows = rows < n_rows
-    in_tile = in_rows[:, None] & (cols < n_cols)[None, :]
     index = outer * n_rows + rows
 
     a = tl.load(a_ptr + index, mask=in_rows, other=0.0)
     b = tl.load(b_ptr + index, mask=in_rows, other=0.0)
-    offsets = tile_offsets(outer, rows, cols, logits_strides)
-    logits = tl.load(logits_ptr + offsets, mask=in_tile, other=0.0).to(a.dtype)
-    log_p = log_probabilities(capped(logits, SCALE, SOFTCAP), normalizer_ptr, index, in_rows)
+    logits = load_tile(logits_ptr, logits_strides, words, VECTOR).to(a.dtype)
+    log_p = log_probabilities(capped(logits, CAP), normalizer_ptr, index, in_rows)
     dlogits = weigh_probabilities(log_p, a, e_ptr, index, in_rows)
-    target_offsets = tile_offsets(outer, rows, cols, target_strides)
-    share = tl.load(target_ptr + target_offsets, mask=in_tile, other=0.0).to(a.dtype)
+    share = load_tile(target_ptr, target_strides, words, VECTOR).to(a.dtype)
     share *= b[:, None]
     if s_ptr is not None:
         share += tl.load(s_ptr + index, mask=in_rows, other=0.0)[:, None]
     if class_weight_ptr is not None:
-        share *= tl.load(class_weight_ptr + cols, mask=cols < n_cols, other=0.0)[None, :]
-    dlogits = (dlogits - share) * slope(logits, SCALE, SOFTCAP)
+        share *= load_columns(class_weight_ptr, cols, n_cols)
+    dlogits = (dlogits - share) * slope(logits, CAP)
 
-    dlogits_offsets = tile_offsets(outer, rows, cols, dlogits_strides)
-    tl.store(dlogits_ptr + dlogits_offsets, dlogits, mask=in_tile)
+    store_tile(dlogits_ptr, dlogits_strides, words, dlogits, VECTOR)

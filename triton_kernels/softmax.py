@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from triton_kernels.online import finite_shift, fold_total
-from triton_kernels.rows import program_rows, tile_offsets
+from triton_kernels.rows import load_tile, program_rows, row_heads, store_tile, tile_columns
 
 
 @triton.jit
@@ -24,23 +24,24 @@ def softmax_forward_kernel(
     y_strides,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
+    VECTOR: tl.constexpr,
     COMPUTE_DTYPE: tl.constexpr,
     LOG: tl.constexpr,
 ):
     """y = exp(x - shift) / total."""
     outer, rows = program_rows(n_rows, BLOCK_ROWS)
-    cols = tl.arange(0, BLOCK_COLS)
-    in_tile = (rows < n_rows)[:, None] & (cols < n_cols)[None, :]
+    heads = row_heads(outer, rows, x_strides, VECTOR)
+    _, in_tile, words = tile_columns(0, outer, rows, heads, n_rows, n_cols, BLOCK_COLS, VECTOR)
 
-    # columns beyond the row load as -inf and add exp(-inf) = 0 to the sum
-    x_offsets = tile_offsets(outer, rows, cols, x_strides)
-    x = tl.load(x_ptr + x_offsets, mask=in_tile, other=-float("inf")).to(COMPUTE_DTYPE)
+    x = load_tile(x_ptr, x_strides, words, VECTOR).to(COMPUTE_DTYPE)
+    # what lies beside the row adds exp(-inf) = 0 to the sum
+    x = tl.where(in_tile, x, -float("inf"))
     x = x - finite_shift(tl.max(x, axis=1))[:, None]
     exp_x = tl.exp(x)
     total = tl.sum(exp_x, axis=1)[:, None]
     y = x - tl.log(total) if LOG else exp_x / total
 
-    tl.store(y_ptr + tile_offsets(outer, rows, cols, y_strides), y, mask=in_tile)
+    store_tile(y_ptr, y_strides, words, y, VECTOR)
 
 
 @triton.jit
@@ -53,31 +54,31 @@ def softmax_forward_online_kernel(
     y_strides,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
+    VECTOR: tl.constexpr,
     COMPUTE_DTYPE: tl.constexpr,
     LOG: tl.constexpr,
 ):
     """y = exp(x - shift) / total, for rows longer than a block."""
     outer, rows = program_rows(n_rows, BLOCK_ROWS)
-    in_rows = (rows < n_rows)[:, None]
+    heads = row_heads(outer, rows, x_strides, VECTOR)
     largest = tl.full((BLOCK_ROWS,), -float("inf"), COMPUTE_DTYPE)
     total = tl.zeros((BLOCK_ROWS,), COMPUTE_DTYPE)
 
-    for start in range(0, n_cols, BLOCK_COLS):
-        cols = start + tl.arange(0, BLOCK_COLS)
-        in_tile = in_rows & (cols < n_cols)[None, :]
-        x_offsets = tile_offsets(outer, rows, cols, x_strides)
-        x = tl.load(x_ptr + x_offsets, mask=in_tile, other=-float("inf")).to(COMPUTE_DTYPE)
+    for start in range(0, n_cols + VECTOR - 1, BLOCK_COLS):
+        _, in_tile, words = tile_columns(
+            start, outer, rows, heads, n_rows, n_cols, BLOCK_COLS, VECTOR
+        )
+        x = load_tile(x_ptr, x_strides, words, VECTOR).to(COMPUTE_DTYPE)
+        x = tl.where(in_tile, x, -float("inf"))
         largest, total = fold_total(x, largest, total)
 
     shift = finite_shift(largest)[:, None]
     total = total[:, None]
-    for start in range(0, n_cols, BLOCK_COLS):
-        cols = start + tl.arange(0, BLOCK_COLS)
-        in_tile = in_rows & (cols < n_cols)[None, :]
-        x_offsets = tile_offsets(outer, rows, cols, x_strides)
-        x = tl.load(x_ptr + x_offsets, mask=in_tile, other=0.0).to(COMPUTE_DTYPE) - shift
+    for start in range(0, n_cols + VECTOR - 1, BLOCK_COLS):
+        _, _, words = tile_columns(start, outer, rows, heads, n_rows, n_cols, BLOCK_COLS, VECTOR)
+        x = load_tile(x_ptr, x_strides, words, VECTOR).to(COMPUTE_DTYPE) - shift
         y = x - tl.log(total) if LOG else tl.exp(x) / total
-        tl.store(y_ptr + tile_offsets(outer, rows, cols, y_strides), y, mask=in_tile)
+        store_tile(y_ptr, y_strides, words, y, VECTOR)
 
 
 @triton.jit
@@ -87,27 +88,25 @@ def softmax_backward_kernel(
     dx_ptr,
     n_rows,
     n_cols,
-    dy_strides,
-    y_strides,
-    dx_strides,
+    strides,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
+    VECTOR: tl.constexpr,
     COMPUTE_DTYPE: tl.constexpr,
     LOG: tl.constexpr,
 ):
     """dx = y * (dy - sum(y * dy)), or dy - exp(y) * sum(dy) with LOG."""
+    dy_strides, y_strides, dx_strides = strides
     outer, rows = program_rows(n_rows, BLOCK_ROWS)
-    cols = tl.arange(0, BLOCK_COLS)
-    in_tile = (rows < n_rows)[:, None] & (cols < n_cols)[None, :]
+    heads = row_heads(outer, rows, y_strides, VECTOR)
+    _, in_tile, words = tile_columns(0, outer, rows, heads, n_rows, n_cols, BLOCK_COLS, VECTOR)
 
-    y_offsets = tile_offsets(outer, rows, cols, y_strides)
-    dy_offsets = tile_offsets(outer, rows, cols, dy_strides)
-    y = tl.load(y_ptr + y_offsets, mask=in_tile, other=0.0).to(COMPUTE_DTYPE)
-    dy = tl.load(dy_ptr + dy_offsets, mask=in_tile, other=0.0).to(COMPUTE_DTYPE)
-    total = tl.sum(dy if LOG else dy * y, axis=1)[:, None]
+    y = load_tile(y_ptr, y_strides, words, VECTOR).to(COMPUTE_DTYPE)
+    dy = load_tile(dy_ptr, dy_strides, words, VECTOR).to(COMPUTE_DTYPE)
+    total = tl.sum(tl.where(in_tile, dy if LOG else dy * y, 0.0), axis=1)[:, None]
     dx = dy - tl.exp(y) * total if LOG else y * (dy - total)
 
-    tl.store(dx_ptr + tile_offsets(outer, rows, cols, dx_strides), dx, mask=in_tile)
+    store_tile(dx_ptr, dx_strides, words, dx, VECTOR)
 
 
 @triton.jit
@@ -117,35 +116,31 @@ def softmax_backward_online_kernel(
     dx_ptr,
     n_rows,
     n_cols,
-    dy_strides,
-    y_strides,
-    dx_strides,
+    strides,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
+    VECTOR: tl.constexpr,
     COMPUTE_DTYPE: tl.constexpr,
     LOG: tl.constexpr,
 ):
     """dx = y * (dy - sum(y * dy)), or dy - exp(y) * sum(dy) with LOG."""
+    dy_strides, y_strides, dx_strides = strides
     outer, rows = program_rows(n_rows, BLOCK_ROWS)
-    in_rows = (rows < n_rows)[:, None]
+    heads = row_heads(outer, rows, y_strides, VECTOR)
     total = tl.zeros((BLOCK_ROWS,), COMPUTE_DTYPE)
 
-    for start in range(0, n_cols, BLOCK_COLS):
-        cols = start + tl.arange(0, BLOCK_COLS)
-        in_tile = in_rows & (cols < n_cols)[None, :]
-        dy_offsets = tile_offsets(outer, rows, cols, dy_strides)
-        dy = tl.load(dy_ptr + dy_offsets, mask=in_tile, other=0.0).to(COMPUTE_DTYPE)
+    for start in range(0, n_cols + VECTOR - 1, BLOCK_COLS):
+        _, in_tile, words = tile_columns(
+            start, outer, rows, heads, n_rows, n_cols, BLOCK_COLS, VECTOR
+        )
+        dy = load_tile(dy_ptr, dy_strides, words, VECTOR).to(COMPUTE_DTYPE)
         if not LOG:
-            y_offsets = tile_offsets(outer, rows, cols, y_strides)
-            dy *= tl.load(y_ptr + y_offsets, mask=in_tile, other=0.0).to(COMPUTE_DTYPE)
-        total += tl.sum(dy, axis=1)
+            dy *= load_tile(y_ptr, y_strides, words, VECTOR).to(COMPUTE_DTYPE)
+        total += tl.sum(tl.where(in_tile, dy, 0.0), axis=1)
 
-    for start in range(0, n_cols, BLOCK_COLS):
-        cols = start + tl.arange(0, BLOCK_COLS)
-        in_tile = in_rows & (cols < n_cols)[None, :]
-        y_offsets = tile_offsets(outer, rows, cols, y_strides)
-        dy_offsets = tile_offsets(outer, rows, cols, dy_strides)
-        y = tl.load(y_ptr + y_offsets, mask=in_tile, other=0.0).to(COMPUTE_DTYPE)
-        dy = tl.load(dy_ptr + dy_offsets, mask=in_tile, other=0.0).to(COMPUTE_DTYPE)
+    for start in range(0, n_cols + VECTOR - 1, BLOCK_COLS):
+        _, _, words = tile_columns(start, outer, rows, heads, n_rows, n_cols, BLOCK_COLS, VECTOR)
+        y = load_tile(y_ptr, y_strides, words, VECTOR).to(COMPUTE_DTYPE)
+        dy = load_tile(dy_ptr, dy_strides, words, VECTOR).to(COMPUTE_DTYPE)
         dx = dy - tl.exp(y) * total[:, None] if LOG else y * (dy - total[:, None])
-        tl.store(dx_ptr + tile_offsets(outer, rows, cols, dx_strides), dx, mask=in_tile)
+        store_tile(dx_ptr, dx_strides, words, dx, VECTOR)

@@ -46,16 +46,13 @@ def launch_cross_entropy_forward(
 
     # the logits, and what each further sum holds beside them while a block is folded in
     held_values = 1 + (smooth is not None) + (mass is not None) + 2 * with_entropy
-    rows = Rows(logits, held_values)
-    logits_rows = rows.folded(logits)
-    strides: tuple[tuple[int, ...], ...]
     if mass is None:
-        kernel, target_rows = cross_entropy_forward_kernel, target.contiguous()
-        strides = (logits_rows.stride(),)
+        kernel, rows = cross_entropy_forward_kernel, Rows(logits, held_values=held_values)
+        logits_rows, target_rows = rows.folded[0], target.contiguous()
     else:
         kernel, row_outputs = soft_cross_entropy_forward_kernel, (*row_outputs, mass)
-        target_rows = rows.folded(target)
-        strides = (logits_rows.stride(), target_rows.stride())
+        rows = Rows(logits, target, held_values=held_values)
+        logits_rows, target_rows = rows.folded
     rows.start(
         kernel,
         logits_rows,
@@ -64,9 +61,8 @@ def launch_cross_entropy_forward(
         row_outputs,
         rows.n_rows,
         rows.n_cols,
-        *strides,
-        SCALE=logit_scale,
-        SOFTCAP=softcap,
+        *(matrix.stride() for matrix in rows.folded),
+        CAP=(logit_scale, softcap),
     )
     return outputs
 
@@ -99,15 +95,15 @@ def _launch_backward_into(
     if logits.numel() == 0:
         return
     soft = target.is_floating_point()
-    rows = Rows(logits, held_values=1 + soft + (s is not None) + (e is not None))
-    logits_rows, dlogits_rows = rows.folded(logits), rows.folded(dlogits)
-    strides: tuple[tuple[int, ...], ...]
+    held_values = 1 + soft + (s is not None) + (e is not None)
     if soft:
-        kernel, target_rows = soft_cross_entropy_backward_kernel, rows.folded(target)
-        strides = (logits_rows.stride(), target_rows.stride(), dlogits_rows.stride())
+        kernel = soft_cross_entropy_backward_kernel
+        rows = Rows(logits, target, dlogits, held_values=held_values, whole_rows=False)
+        logits_rows, target_rows, dlogits_rows = rows.folded
     else:
         kernel, target_rows = cross_entropy_backward_kernel, target.contiguous()
-        strides = (logits_rows.stride(), dlogits_rows.stride())
+        rows = Rows(logits, dlogits, held_values=held_values, whole_rows=False)
+        logits_rows, dlogits_rows = rows.folded
     rows.start(
         kernel,
         logits_rows,
@@ -118,10 +114,9 @@ def _launch_backward_into(
         dlogits_rows,
         rows.n_rows,
         rows.n_cols,
-        strides,
+        tuple(matrix.stride() for matrix in rows.folded),
         col_blocks=rows.col_blocks,
-        SCALE=logit_scale,
-        SOFTCAP=softcap,
+        CAP=(logit_scale, softcap),
     )
 
 
@@ -160,8 +155,9 @@ def _launch_step_into(
     losses = (outputs.nll, outputs.smooth, outputs.lse)
     if logits.numel() == 0:
         return losses
-    rows = Rows(logits, 1 + (class_weight is not None) + (softcap is not None))
-    logits_rows, dlogits_rows = rows.folded(logits), rows.folded(dlogits)
+    held_values = 1 + (class_weight is not None) + (softcap is not None)
+    rows = Rows(logits, dlogits, held_values=held_values)
+    logits_rows, dlogits_rows = rows.folded
     rows.start(
         cross_entropy_step_kernel if rows.col_blocks == 1 else cross_entropy_step_online_kernel,
         logits_rows,
@@ -172,8 +168,7 @@ def _launch_step_into(
         rows.n_rows,
         rows.n_cols,
         (logits_rows.stride(), dlogits_rows.stride()),
-        SCALE=logit_scale,
-        SOFTCAP=softcap,
+        CAP=(logit_scale, softcap),
     )
     return losses
 

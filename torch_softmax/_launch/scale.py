@@ -11,8 +11,8 @@ def launch_scale_inplace(x: Tensor, factor: Tensor) -> None:
     """x *= factor."""
     if x.numel() == 0:
         return
-    rows = Rows(x, held_values=1)
-    x_rows = rows.folded(x)
+    rows = Rows(x, held_values=1, whole_rows=False)
+    (x_rows,) = rows.folded
     rows.start(
         scale_kernel,
         x_rows,

@@ -38,8 +38,8 @@ def _launch_forward(x: Tensor, dtype: torch.dtype, *, log: bool) -> Tensor:
     y = empty_rows_like(x, dtype)
     if x.numel() == 0:
         return y
-    rows = Rows(x, held_values=1)
-    x_rows, y_rows = rows.folded(x), rows.folded(y)
+    rows = Rows(x, y, held_values=1)
+    x_rows, y_rows = rows.folded
     rows.start(
         softmax_forward_kernel if rows.col_blocks == 1 else softmax_forward_online_kernel,
         x_rows,
@@ -58,8 +58,8 @@ def _launch_backward(dy: Tensor, y: Tensor, dtype: torch.dtype, *, log: bool) ->
     dx = empty_rows_like(y, dtype)
     if y.numel() == 0:
         return dx
-    rows = Rows(y, held_values=2)
-    dy_rows, y_rows, dx_rows = rows.folded(dy), rows.folded(y), rows.folded(dx)
+    rows = Rows(y, dy, dx, held_values=2)
+    y_rows, dy_rows, dx_rows = rows.folded
     rows.start(
         softmax_backward_kernel if rows.col_blocks == 1 else softmax_backward_online_kernel,
         dy_rows,
@@ -67,9 +67,7 @@ def _launch_backward(dy: Tensor, y: Tensor, dtype: torch.dtype, *, log: bool) ->
         dx_rows,
         rows.n_rows,
         rows.n_cols,
-        dy_rows.stride(),
-        y_rows.stride(),
-        dx_rows.stride(),
+        (dy_rows.stride(), y_rows.stride(), dx_rows.stride()),
         COMPUTE_DTYPE=_triton_compute_dtype(y.dtype, dtype),
         LOG=log,
     )
