@@ -41,6 +41,9 @@ LAYOUTS = {
     "few_classes": (4096, 10),
     # rows of whole 16 bytes, which is more than Triton finds out: it asks for multiples of 16 alone
     "thousand_classes": (256, 1000),
+    # rows that begin anywhere
+    "odd_classes": (4, 50257),
+    "odd_longest_block": (4, 30001),
     "one_row_a_program": (2, 4096),
     # as long as a block is where a kernel holds one float32 per element
     "longest_block": (2, 32768),
@@ -91,16 +94,26 @@ OPERATIONS = {
     "soft_cross_entropy_with_everything": lambda x: backward_of_everything(x, x.detach()),
 }
 
-SCHEDULE_LAYOUTS = ["few_classes", "one_row_a_program", "longer_than_a_block", "channels_first"]
+# whole and walked rows, alone in a program and together; and between them every kernel
+SCHEDULE_LAYOUTS = [
+    "few_classes",
+    "one_row_a_program",
+    "longer_than_a_block",
+    "many_channels_first",
+]
+PLAIN_OPERATIONS = ["softmax", "cross_entropy", "cross_entropy_step", "soft_cross_entropy"]
+EVERY_OPTION = [operation for operation in OPERATIONS if operation.endswith("everything")]
 CASES = [
     Case(*case)
-    for targets, layouts, dtypes in (
-        (["sm_90"], LAYOUTS, ["bfloat16", "float32"]),
-        (["sm_90"], [*SCHEDULE_LAYOUTS, "many_channels_first"], ["float16", "float64"]),
+    for targets, operations, layouts, dtypes in (
+        (["sm_90"], OPERATIONS, LAYOUTS, ["bfloat16"]),
+        (["sm_90"], PLAIN_OPERATIONS, [*SCHEDULE_LAYOUTS, "longest_block"], ["float32"]),
+        (["sm_90"], EVERY_OPTION, ["one_row_a_program", "odd_classes"], ["float32"]),
+        (["sm_90"], PLAIN_OPERATIONS, SCHEDULE_LAYOUTS, ["float16", "float64"]),
         # the dtype for which targets have different instructions
-        (["sm_80", "sm_100", "gfx942"], SCHEDULE_LAYOUTS, ["bfloat16"]),
+        (["sm_80", "sm_100", "gfx942"], PLAIN_OPERATIONS, SCHEDULE_LAYOUTS, ["bfloat16"]),
     )
-    for case in itertools.product(targets, OPERATIONS, layouts, dtypes)
+    for case in itertools.product(targets, operations, layouts, dtypes)
 ]
 
 
@@ -199,6 +212,12 @@ def replace_kernels(records: list[dict[str, Any]]) -> None:
                 setattr(launcher, name, CompilingKernel(name, kernel, records))
 
 
+def schedule(record: dict[str, Any]) -> str:
+    rows = "rows" if record["BLOCK_ROWS"] > 1 else "row"
+    walked = ", walked" if record["walked"] else ""
+    return rows + walked + (", in words" if record["VECTOR"] > 1 else "")
+
+
 def compile_case(case: Case, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One record for each kernel that the case starts."""
     shape, dtype = LAYOUTS[case.layout], getattr(torch, case.dtype)
@@ -209,6 +228,7 @@ def compile_case(case: Case, records: list[dict[str, Any]]) -> list[dict[str, An
         elements = record["BLOCK_ROWS"] * record["BLOCK_COLS"] // threads
         record["case"] = str(case)
         record["walked"] = record["BLOCK_COLS"] < shape[1]
+        record["schedule"] = schedule(record)
         record["elements_per_thread"] = elements
         record["matrix_bytes_per_thread"] = elements * record.pop("matrix_bytes")
     return list(records)

@@ -16,6 +16,8 @@ COMPILE_KERNELS = ROOT / "tests" / "compile_kernels.py"
 # whole and walked rows, alone in a program and together
 SCHEDULES = {(rows_together, walked) for rows_together in (False, True) for walked in (False, True)}
 ALIGNED_LAYOUTS = (
+    "odd_classes",
+    "odd_longest_block",
     "thousand_classes",
     "one_row_a_program",
     "longest_block",
@@ -25,8 +27,12 @@ ALIGNED_LAYOUTS = (
 )
 
 
-# the schedules are not tuned yet: some cases with every option spill, some accesses are narrow
-NOT_TUNED = pytest.mark.xfail(reason="schedules are tuned with the benchmark, later", strict=False)
+# for each kernel, dtype and schedule the registers that a thread may take on sm_90, over all
+# options and both ends of the supported Triton versions, rounded up to whole allocations of 8
+REGISTER_BUDGET = json.loads((ROOT / "tests" / "register_budget.json").read_text())
+# ptxas gives up as much by itself where one more program then fits beside the others
+TRADED_STACK = 8
+REGISTERS_OF_AN_SM = 64 * 1024
 
 
 @pytest.fixture(scope="session")
@@ -87,7 +93,6 @@ def test_compile_targets_include_the_kernel(compiled, kernel):
     assert kernel in reached, "give compile_kernels.py an operation that starts it"
 
 
-@NOT_TUNED
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_compile_targets_cover_every_schedule(compiled, operation):
     records = [
@@ -96,14 +101,23 @@ def test_compile_targets_cover_every_schedule(compiled, operation):
     assert {(record["BLOCK_ROWS"] > 1, record["walked"]) for record in records} == SCHEDULES
 
 
-@NOT_TUNED
 @pytest.mark.parametrize("case", [str(case) for case in CASES if case.target == "sm_90"])
 def test_compile_targets_do_not_spill(compiled, case):
     for record in measured(compiled, case):
-        assert record["stack"] == 0, f"{record['kernel']} spills: {record}"
+        limit = min(REGISTERS_OF_AN_SM // (32 * record["num_warps"]), 255)
+        # registers left over: what is on the stack is there by choice
+        allowed = TRADED_STACK if record["registers"] <= limit // 2 else 0
+        assert record["stack"] <= allowed, f"{record['kernel']} spills: {record}"
 
 
-@NOT_TUNED
+@pytest.mark.parametrize("case", [str(case) for case in CASES if case.target == "sm_90"])
+def test_compile_targets_keep_within_the_register_budget(compiled, case):
+    dtype = case.rpartition("-")[2]
+    for record in measured(compiled, case):
+        budget = REGISTER_BUDGET[record["kernel"]][dtype][record["schedule"]]
+        assert record["registers"] <= budget, record
+
+
 @pytest.mark.parametrize("case", [str(case) for case in CASES if case.layout in ALIGNED_LAYOUTS])
 def test_compile_targets_move_16_bytes_at_a_time(compiled, case):
     for record in measured(compiled, case):
@@ -111,7 +125,6 @@ def test_compile_targets_move_16_bytes_at_a_time(compiled, case):
 
 
 # of two bytes are here only the elements of matrices, so that narrow accesses to them can be told
-@NOT_TUNED
 @pytest.mark.parametrize(
     "case",
     [
@@ -124,7 +137,12 @@ def test_compile_targets_move_16_bytes_at_a_time(compiled, case):
 )
 def test_compile_targets_move_no_matrix_2_bytes_at_a_time(compiled, case):
     for record in measured(compiled, case):
-        # this one reads beside its tile the target's logit of each row
-        reads_target_logits = record["kernel"] == "cross_entropy_forward_kernel"
-        allowed = record["elements_per_thread"] if reads_target_logits else 0
+        # beside its tile it reads the target's logit of each row
+        reads_targets = record["kernel"] in (
+            "cross_entropy_forward_kernel",
+            "cross_entropy_step_kernel",
+        )
+        # the ends of rows that begin inside a word
+        stores_ends = record["VECTOR"] > 1
+        allowed = record["elements_per_thread"] * (reads_targets + stores_ends)
         assert record["two_byte_accesses"] <= allowed, record
