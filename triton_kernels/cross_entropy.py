@@ -37,8 +37,7 @@ from triton_kernels.rows import (
     load_columns,
     load_targets,
     load_tile,
-    program_rows,
-    row_heads,
+    row_places,
     store_tile,
     tile_columns,
 )
@@ -60,9 +59,8 @@ def cross_entropy_forward_kernel(
 ):
     """nll = lse - logits[target], smooth = sum(class_weight * (lse - logits)), and statistics."""
     nll_ptr, smooth_ptr, normalizer_ptr, lse_ptr, entropy_ptr, prediction_ptr = row_ptrs
-    outer, rows = program_rows(n_rows, BLOCK_ROWS)
-    in_rows = rows < n_rows
-    heads = row_heads(outer, rows, logits_strides, VECTOR)
+    places = row_places(n_rows, BLOCK_ROWS, logits_strides, VECTOR)
+    outer, rows, heads, in_rows = places
     dtype: tl.constexpr = nll_ptr.dtype.element_ty
     largest = tl.full((BLOCK_ROWS,), -float("inf"), dtype)
     total = tl.zeros((BLOCK_ROWS,), dtype)
@@ -72,9 +70,7 @@ def cross_entropy_forward_kernel(
     prediction = tl.zeros((BLOCK_ROWS,), tl.int32)
 
     for start in range(0, n_cols + VECTOR - 1, BLOCK_COLS):
-        cols, in_tile, words = tile_columns(
-            start, outer, rows, heads, n_rows, n_cols, BLOCK_COLS, VECTOR
-        )
+        cols, in_tile, words = tile_columns(start, places, n_cols, BLOCK_COLS, VECTOR)
         logits = load_tile(logits_ptr, logits_strides, words, VECTOR).to(dtype)
         # after the softcap, which would lift it: what lies beside the row adds exp(-inf) = 0
         logits = tl.where(in_tile, capped(logits, CAP), -float("inf"))
@@ -127,11 +123,10 @@ def cross_entropy_backward_kernel(
     """dlogits = (a - e * log(p)) * p - b * onehot(target) - s * class_weight, times the slope."""
     normalizer_ptr, a_ptr, b_ptr, s_ptr, e_ptr = row_ptrs
     logits_strides, dlogits_strides = strides
-    outer, rows = program_rows(n_rows, BLOCK_ROWS)
-    heads = row_heads(outer, rows, logits_strides, VECTOR)
+    places = row_places(n_rows, BLOCK_ROWS, logits_strides, VECTOR)
+    outer, rows, _, in_rows = places
     start = tl.program_id(1) * BLOCK_COLS
-    cols, _, words = tile_columns(start, outer, rows, heads, n_rows, n_cols, BLOCK_COLS, VECTOR)
-    in_rows = rows < n_rows
+    cols, _, words = tile_columns(start, places, n_cols, BLOCK_COLS, VECTOR)
     index = outer * n_rows + rows
 
     a = tl.load(a_ptr + index, mask=in_rows, other=0.0)

@@ -19,8 +19,7 @@ from triton_kernels.rows import (
     load_columns,
     load_targets,
     load_tile,
-    program_rows,
-    row_heads,
+    row_places,
     store_tile,
     tile_columns,
 )
@@ -67,10 +66,9 @@ def cross_entropy_step_kernel(
     """nll, smooth and lse of each row, and dlogits of the sum that b, s and z make of them."""
     nll_ptr, smooth_ptr, lse_ptr, b_ptr, s_ptr, z_ptr = row_ptrs
     logits_strides, dlogits_strides = strides
-    outer, rows = program_rows(n_rows, BLOCK_ROWS)
-    heads = row_heads(outer, rows, logits_strides, VECTOR)
-    cols, in_tile, words = tile_columns(0, outer, rows, heads, n_rows, n_cols, BLOCK_COLS, VECTOR)
-    in_rows = rows < n_rows
+    places = row_places(n_rows, BLOCK_ROWS, logits_strides, VECTOR)
+    outer, rows, _, in_rows = places
+    cols, in_tile, words = tile_columns(0, places, n_cols, BLOCK_COLS, VECTOR)
     index = outer * n_rows + rows
     dtype: tl.constexpr = nll_ptr.dtype.element_ty
     b, s, z = coefficients(b_ptr, s_ptr, z_ptr, index, in_rows)
@@ -125,9 +123,8 @@ def cross_entropy_step_online_kernel(
     """nll, smooth, lse and dlogits as of the plain kernel, for rows longer than a block."""
     nll_ptr, smooth_ptr, lse_ptr, b_ptr, s_ptr, z_ptr = row_ptrs
     logits_strides, dlogits_strides = strides
-    outer, rows = program_rows(n_rows, BLOCK_ROWS)
-    heads = row_heads(outer, rows, logits_strides, VECTOR)
-    in_rows = rows < n_rows
+    places = row_places(n_rows, BLOCK_ROWS, logits_strides, VECTOR)
+    outer, rows, _, in_rows = places
     index = outer * n_rows + rows
     dtype: tl.constexpr = nll_ptr.dtype.element_ty
     b, s, z = coefficients(b_ptr, s_ptr, z_ptr, index, in_rows)
@@ -139,9 +136,7 @@ def cross_entropy_step_online_kernel(
     weight_total = tl.zeros((BLOCK_ROWS,), dtype)
 
     for start in range(0, n_cols + VECTOR - 1, BLOCK_COLS):
-        cols, in_tile, words = tile_columns(
-            start, outer, rows, heads, n_rows, n_cols, BLOCK_COLS, VECTOR
-        )
+        cols, in_tile, words = tile_columns(start, places, n_cols, BLOCK_COLS, VECTOR)
         logits = load_tile(logits_ptr, logits_strides, words, VECTOR).to(dtype)
         x = tl.where(in_tile, capped(logits, CAP), -float("inf"))
         old_largest = largest
@@ -164,14 +159,10 @@ def cross_entropy_step_online_kernel(
 
     row_values = (a / total, b, s, (b != 0.0) | (s != 0.0) | (z != 0.0))
     for start in range(0, n_cols + VECTOR - 1, BLOCK_COLS):
-        cols, in_tile, words = tile_columns(
-            start, outer, rows, heads, n_rows, n_cols, BLOCK_COLS, VECTOR
-        )
+        cols, in_tile, words = tile_columns(start, places, n_cols, BLOCK_COLS, VECTOR)
         logits = load_tile(logits_ptr, logits_strides, words, VECTOR).to(dtype)
         exp_x = tl.exp(capped(logits, CAP) - shift[:, None])
         is_target = cols == target.to(tl.int32)[:, None]
-        weight = None
-        if class_weight_ptr is not None:
-            weight = load_columns(class_weight_ptr, cols, n_cols)
+        weight = None if class_weight_ptr is None else load_columns(class_weight_ptr, cols, n_cols)
         dlogits = dlogits_tile(logits, exp_x, is_target, weight, row_values, CAP)
         store_tile(dlogits_ptr, dlogits_strides, words, dlogits, VECTOR)

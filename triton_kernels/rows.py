@@ -25,18 +25,19 @@ def program_rows(n_rows, BLOCK_ROWS: tl.constexpr):
 
 
 @triton.jit
-def row_heads(outer, rows, strides, VECTOR: tl.constexpr):
-    """How many elements of each row's first word lie before the row."""
-    return ((outer * strides[0] + rows * strides[1]) % VECTOR).to(tl.int32)
+def row_places(n_rows, BLOCK_ROWS: tl.constexpr, strides, VECTOR: tl.constexpr):
+    """Where this program's rows lie: outer index, rows, and how much of a word is before each."""
+    outer, rows = program_rows(n_rows, BLOCK_ROWS)
+    heads = ((outer * strides[0] + rows * strides[1]) % VECTOR).to(tl.int32)
+    return outer, rows, heads, rows < n_rows
 
 
 @triton.jit
-def tile_columns(
-    start, outer, rows, heads, n_rows, n_cols, BLOCK_COLS: tl.constexpr, VECTOR: tl.constexpr
-):
+def tile_columns(start, places, n_cols, BLOCK_COLS: tl.constexpr, VECTOR: tl.constexpr):
     """Columns of the tile from a lane on, which of them exist, and their words, for a move."""
+    outer, rows, heads, in_rows = places
+    in_rows = in_rows[:, None]
     lanes = (start + tl.arange(0, BLOCK_COLS))[None, :]
-    in_rows = (rows < n_rows)[:, None]
     # one row of columns for all rows, as class weights are
     cols = lanes
     in_tile = in_rows & (lanes < n_cols)

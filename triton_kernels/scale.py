@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from triton_kernels.rows import load_tile, program_rows, row_heads, store_tile, tile_columns
+from triton_kernels.rows import load_tile, row_places, store_tile, tile_columns
 
 
 @triton.jit
@@ -20,9 +20,8 @@ def scale_kernel(
     """x *= factor, and nothing is read where the factor is 1, as it is for most losses."""
     factor = tl.load(factor_ptr)
     if factor != 1.0:
-        outer, rows = program_rows(n_rows, BLOCK_ROWS)
-        heads = row_heads(outer, rows, x_strides, VECTOR)
+        places = row_places(n_rows, BLOCK_ROWS, x_strides, VECTOR)
         start = tl.program_id(1) * BLOCK_COLS
-        _, _, words = tile_columns(start, outer, rows, heads, n_rows, n_cols, BLOCK_COLS, VECTOR)
+        _, _, words = tile_columns(start, places, n_cols, BLOCK_COLS, VECTOR)
         x = load_tile(x_ptr, x_strides, words, VECTOR).to(factor.dtype)
         store_tile(x_ptr, x_strides, words, x * factor, VECTOR)

@@ -26,8 +26,7 @@ from triton_kernels.online import (
 from triton_kernels.rows import (
     load_columns,
     load_tile,
-    program_rows,
-    row_heads,
+    row_places,
     store_tile,
     tile_columns,
 )
@@ -50,9 +49,8 @@ def soft_cross_entropy_forward_kernel(
 ):
     """nll = sum(w * target * (lse - logits)), smooth = sum(class_weight * (lse - logits))."""
     nll_ptr, smooth_ptr, normalizer_ptr, lse_ptr, entropy_ptr, prediction_ptr, mass_ptr = row_ptrs
-    outer, rows = program_rows(n_rows, BLOCK_ROWS)
-    in_rows = rows < n_rows
-    heads = row_heads(outer, rows, logits_strides, VECTOR)
+    places = row_places(n_rows, BLOCK_ROWS, logits_strides, VECTOR)
+    outer, rows, heads, in_rows = places
     dtype: tl.constexpr = nll_ptr.dtype.element_ty
     largest = tl.full((BLOCK_ROWS,), -float("inf"), dtype)
     total = tl.zeros((BLOCK_ROWS,), dtype)
@@ -64,17 +62,14 @@ def soft_cross_entropy_forward_kernel(
     prediction = tl.zeros((BLOCK_ROWS,), tl.int32)
 
     for start in range(0, n_cols + VECTOR - 1, BLOCK_COLS):
-        cols, in_tile, words = tile_columns(
-            start, outer, rows, heads, n_rows, n_cols, BLOCK_COLS, VECTOR
-        )
+        cols, in_tile, words = tile_columns(start, places, n_cols, BLOCK_COLS, VECTOR)
         logits = load_tile(logits_ptr, logits_strides, words, VECTOR).to(dtype)
         # after the softcap, which would lift it: what lies beside the row adds exp(-inf) = 0
         logits = tl.where(in_tile, capped(logits, CAP), -float("inf"))
-        old_largest = largest
-        old_total = total
+        old_largest, old_total = largest, total
         largest, total = fold_total(logits, largest, total)
-        share = load_tile(target_ptr, target_strides, words, VECTOR).to(dtype)
-        share = tl.where(in_tile, share, 0.0)
+        share = load_tile(target_ptr, target_strides, words, VECTOR)
+        share = tl.where(in_tile, share, 0.0).to(dtype)
         if class_weight_ptr is not None:
             weight = load_columns(class_weight_ptr, cols, n_cols)
             smooth, weight_total = fold_cost(
@@ -86,8 +81,7 @@ def soft_cross_entropy_forward_kernel(
             product = fold_product(logits, old_largest, largest, old_total, product)
             prediction = fold_prediction(logits, start - heads, old_largest, prediction)
 
-    log_total = tl.log(total)
-    shift = finite_shift(largest)
+    shift, log_total = finite_shift(largest), tl.log(total)
     index = outer * n_rows + rows
     tl.store(nll_ptr + index, nll + mass * log_total, mask=in_rows)
     tl.store(mass_ptr + index, mass, mask=in_rows)
@@ -119,11 +113,10 @@ def soft_cross_entropy_backward_kernel(
     """dlogits = (a - e * log(p)) * p - b * w * target - s * class_weight, times the slope."""
     normalizer_ptr, a_ptr, b_ptr, s_ptr, e_ptr = row_ptrs
     logits_strides, target_strides, dlogits_strides = strides
-    outer, rows = program_rows(n_rows, BLOCK_ROWS)
-    heads = row_heads(outer, rows, logits_strides, VECTOR)
+    places = row_places(n_rows, BLOCK_ROWS, logits_strides, VECTOR)
+    outer, rows, _, in_rows = places
     start = tl.program_id(1) * BLOCK_COLS
-    cols, _, words = tile_columns(start, outer, rows, heads, n_rows, n_cols, BLOCK_COLS, VECTOR)
-    in_rows = rows < n_rows
+    cols, _, words = tile_columns(start, places, n_cols, BLOCK_COLS, VECTOR)
     index = outer * n_rows + rows
 
     a = tl.load(a_ptr + index, mask=in_rows, other=0.0)

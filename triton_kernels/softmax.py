@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from triton_kernels.online import finite_shift, fold_total
-from triton_kernels.rows import load_tile, program_rows, row_heads, store_tile, tile_columns
+from triton_kernels.rows import load_tile, row_places, store_tile, tile_columns
 
 
 @triton.jit
@@ -29,9 +29,8 @@ def softmax_forward_kernel(
     LOG: tl.constexpr,
 ):
     """y = exp(x - shift) / total."""
-    outer, rows = program_rows(n_rows, BLOCK_ROWS)
-    heads = row_heads(outer, rows, x_strides, VECTOR)
-    _, in_tile, words = tile_columns(0, outer, rows, heads, n_rows, n_cols, BLOCK_COLS, VECTOR)
+    places = row_places(n_rows, BLOCK_ROWS, x_strides, VECTOR)
+    _, in_tile, words = tile_columns(0, places, n_cols, BLOCK_COLS, VECTOR)
 
     x = load_tile(x_ptr, x_strides, words, VECTOR).to(COMPUTE_DTYPE)
     # what lies beside the row adds exp(-inf) = 0 to the sum
@@ -59,15 +58,12 @@ def softmax_forward_online_kernel(
     LOG: tl.constexpr,
 ):
     """y = exp(x - shift) / total, for rows longer than a block."""
-    outer, rows = program_rows(n_rows, BLOCK_ROWS)
-    heads = row_heads(outer, rows, x_strides, VECTOR)
+    places = row_places(n_rows, BLOCK_ROWS, x_strides, VECTOR)
     largest = tl.full((BLOCK_ROWS,), -float("inf"), COMPUTE_DTYPE)
     total = tl.zeros((BLOCK_ROWS,), COMPUTE_DTYPE)
 
     for start in range(0, n_cols + VECTOR - 1, BLOCK_COLS):
-        _, in_tile, words = tile_columns(
-            start, outer, rows, heads, n_rows, n_cols, BLOCK_COLS, VECTOR
-        )
+        _, in_tile, words = tile_columns(start, places, n_cols, BLOCK_COLS, VECTOR)
         x = load_tile(x_ptr, x_strides, words, VECTOR).to(COMPUTE_DTYPE)
         x = tl.where(in_tile, x, -float("inf"))
         largest, total = fold_total(x, largest, total)
@@ -75,7 +71,7 @@ def softmax_forward_online_kernel(
     shift = finite_shift(largest)[:, None]
     total = total[:, None]
     for start in range(0, n_cols + VECTOR - 1, BLOCK_COLS):
-        _, _, words = tile_columns(start, outer, rows, heads, n_rows, n_cols, BLOCK_COLS, VECTOR)
+        _, _, words = tile_columns(start, places, n_cols, BLOCK_COLS, VECTOR)
         x = load_tile(x_ptr, x_strides, words, VECTOR).to(COMPUTE_DTYPE) - shift
         y = x - tl.log(total) if LOG else tl.exp(x) / total
         store_tile(y_ptr, y_strides, words, y, VECTOR)
@@ -97,9 +93,8 @@ def softmax_backward_kernel(
 ):
     """dx = y * (dy - sum(y * dy)), or dy - exp(y) * sum(dy) with LOG."""
     dy_strides, y_strides, dx_strides = strides
-    outer, rows = program_rows(n_rows, BLOCK_ROWS)
-    heads = row_heads(outer, rows, y_strides, VECTOR)
-    _, in_tile, words = tile_columns(0, outer, rows, heads, n_rows, n_cols, BLOCK_COLS, VECTOR)
+    places = row_places(n_rows, BLOCK_ROWS, y_strides, VECTOR)
+    _, in_tile, words = tile_columns(0, places, n_cols, BLOCK_COLS, VECTOR)
 
     y = load_tile(y_ptr, y_strides, words, VECTOR).to(COMPUTE_DTYPE)
     dy = load_tile(dy_ptr, dy_strides, words, VECTOR).to(COMPUTE_DTYPE)
@@ -125,21 +120,18 @@ def softmax_backward_online_kernel(
 ):
     """dx = y * (dy - sum(y * dy)), or dy - exp(y) * sum(dy) with LOG."""
     dy_strides, y_strides, dx_strides = strides
-    outer, rows = program_rows(n_rows, BLOCK_ROWS)
-    heads = row_heads(outer, rows, y_strides, VECTOR)
+    places = row_places(n_rows, BLOCK_ROWS, y_strides, VECTOR)
     total = tl.zeros((BLOCK_ROWS,), COMPUTE_DTYPE)
 
     for start in range(0, n_cols + VECTOR - 1, BLOCK_COLS):
-        _, in_tile, words = tile_columns(
-            start, outer, rows, heads, n_rows, n_cols, BLOCK_COLS, VECTOR
-        )
+        _, in_tile, words = tile_columns(start, places, n_cols, BLOCK_COLS, VECTOR)
         dy = load_tile(dy_ptr, dy_strides, words, VECTOR).to(COMPUTE_DTYPE)
         if not LOG:
             dy *= load_tile(y_ptr, y_strides, words, VECTOR).to(COMPUTE_DTYPE)
         total += tl.sum(tl.where(in_tile, dy, 0.0), axis=1)
 
     for start in range(0, n_cols + VECTOR - 1, BLOCK_COLS):
-        _, _, words = tile_columns(start, outer, rows, heads, n_rows, n_cols, BLOCK_COLS, VECTOR)
+        _, _, words = tile_columns(start, places, n_cols, BLOCK_COLS, VECTOR)
         y = load_tile(y_ptr, y_strides, words, VECTOR).to(COMPUTE_DTYPE)
         dy = load_tile(dy_ptr, dy_strides, words, VECTOR).to(COMPUTE_DTYPE)
         dx = dy - tl.exp(y) * total[:, None] if LOG else y * (dy - total[:, None])
