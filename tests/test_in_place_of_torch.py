@@ -31,7 +31,7 @@ def test_patch_makes_torchs_names_ours_and_restores_them():
     assert names() == ORIGINALS
 
 
-def test_patch_restores_after_an_exception_and_when_nested():
+def test_break_22_patch_restores_after_an_exception_and_when_nested():
     with pytest.raises(KeyError), torch_softmax.patch():
         with torch_softmax.patch():
             pass
