@@ -1349,6 +1349,10 @@ def run(argv: Sequence[str] | None = None) -> int:
                 # lets torchrun end with the reason of the first failure
                 record(main)(argv)
                 distributed.destroy_process_group()
+                sys.stdout.flush()
+                sys.stderr.flush()
+                # threads of PyTorch that outlive the group may abort a process as it is taken down
+                os._exit(0)
             else:
                 main(argv)
         finally:

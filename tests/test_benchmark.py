@@ -291,7 +291,7 @@ def test_peak_of_eager_is_the_known_number_of_matrices(operator, mode, matrices)
 def test_peak_sees_what_our_operators_allocate():
     ours, in_place = (peak_of("cross_entropy", "step", provider) for provider in OWN)
     assert ours > MATRIX_BYTES
-    assert ours - in_place == MATRIX_BYTES
+    assert ours - in_place == pytest.approx(MATRIX_BYTES, rel=0.01)
 
 
 def test_report_survives_its_file(tmp_path):

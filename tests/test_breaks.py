@@ -530,15 +530,21 @@ def test_break_20_any_number_of_columns_is_taken(ours, theirs, n_cols, device):
     assert_agrees(ours, theirs, torch.randn(2, n_cols, device=device))
 
 
+# matrices whose rows begin at the same places in their words, and some of which do not
+@pytest.mark.parametrize("gap", [0, 101])
 @each_operator
-def test_break_21_class_counts_and_strides_share_a_kernel(ours, theirs, kernel_device, launches):
-    wide = torch.randn(3, 1100, device=kernel_device)
-    value_and_gradient(ours, torch.randn(3, 1001, device=kernel_device))
-    first = launches.copy()
-    launches.clear()
-    value_and_gradient(ours, wide[:, 4:1003])
+def test_break_21_class_counts_and_strides_share_a_kernel(
+    ours, theirs, gap, kernel_device, launches
+):
+    def launched(n_cols, stride):
+        launches.clear()
+        value_and_gradient(ours, torch.randn(3, stride, device=kernel_device)[:, :n_cols])
+        return launches.copy()
+
+    first = launched(1001, 1001 + gap)
     assert first
-    assert launches == first
+    for n_cols in (999, 1003, 1005, 1007):
+        assert launched(n_cols, n_cols + gap) == first
     for kernel, constants in first:
         parameters = inspect.signature(kernel.fn).parameters.values()
         constexprs = {p.name for p in parameters if p.annotation is tl.constexpr}
@@ -549,9 +555,11 @@ def test_break_21_class_counts_and_strides_share_a_kernel(ours, theirs, kernel_d
 @needs_gpus(1)
 @each_operator
 def test_break_21_class_counts_and_strides_compile_once(ours, theirs, monkeypatch):
-    # aligned to 16 bytes where it is sliced: pointers that are not compile apart, once
+    # aligned to 16 bytes where it is sliced: pointers that are not compile apart, once, and so do
+    # matrices whose rows begin at other places in their words
     wide = torch.randn(3, 1100, device="cuda")
     value_and_gradient(ours, torch.randn(3, 1001, device="cuda"))
+    value_and_gradient(ours, wide[:, 4:1001])
     compiled = []
     monkeypatch.setattr(
         triton.knobs.runtime, "jit_post_compile_hook", lambda **call: compiled.append(call["repr"])

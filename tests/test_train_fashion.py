@@ -28,6 +28,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import torch_softmax.report
 import train_fashion
 from torch_softmax._ops import registration
 
@@ -58,7 +59,8 @@ def small_files(tmp_path, monkeypatch):
     """A folder with files like Fashion-MNIST's, but few images, for which the script is told."""
     folder = tmp_path / "files"
     folder.mkdir()
-    for split, count in (("train", 640), ("t10k", 200)):
+    monkeypatch.setattr(train_fashion, "N_HELD_OUT", 100)
+    for split, count in (("train", 740), ("t10k", 200)):
         images, labels = train_fashion.draw_garments(count, seed=count)
         for kind, magic, data in (
             ("images-idx3", 0x803, images[:, 0]),
@@ -535,7 +537,7 @@ def test_images_and_labels_come_out_as_they_went_in(small_files, compressed):
         for path in small_files.iterdir():
             path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
             path.unlink()
-    drawn = train_fashion.draw_garments(640, seed=640)
+    drawn = train_fashion.draw_garments(740, seed=740)
     read = train_fashion.read_split(small_files, "train")
     assert torch.equal(read.images, drawn.images)
     assert torch.equal(read.labels, drawn.labels)
@@ -898,6 +900,7 @@ def test_a_run_ends_with_a_report(capsys, tmp_path):
 def test_without_matplotlib_a_run_says_what_to_install(capsys, monkeypatch):
     for name in [name for name in sys.modules if name.startswith("torch_softmax.report.")]:
         monkeypatch.delitem(sys.modules, name)
+        monkeypatch.delattr(torch_softmax.report, name.rpartition(".")[2])
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     train_fashion.main([flag for flag in SMALL if flag != "--no-report"])
     assert "torch-softmax[plots]" in capsys.readouterr().out.splitlines()[-1]
