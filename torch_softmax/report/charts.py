@@ -56,7 +56,9 @@ def reliability_diagram(findings: Findings) -> Figure:
         _show_reliability(findings, name, temperature, diagram, histogram)
     grid[0, 0].set_ylabel("accuracy")
     grid[1, 0].set_ylabel("rows")
-    grid[0, 0].legend(loc="upper left", frameon=False)
+    # below the bars: that of a few rows may be as high as its axes
+    entries = grid[0, 0].get_legend_handles_labels()
+    figure.legend(*entries, loc="outside lower center", ncols=len(entries[0]), frameon=False)
     return figure
 
 
