@@ -6,9 +6,8 @@
 
 Test accuracy 93.55 % (standard deviation 0.16) by the mean probabilities of each image and its
 mirror image, 93.09 % (0.11) by the image alone, over the seeds 0, 1 and 2; 14 epochs in bf16 take
-129 to 151 s on 2 cores of an AMD EPYC with avx512_bf16 and torch 2.15.0. Its
-calibration error of 1.23 % falls to 0.63 % with the temperature. Measured with
-``python train_fashion.py --seed N``.
+129 to 151 s on 2 cores of an AMD EPYC with avx512_bf16 and torch 2.15.0. Its calibration error of
+1.23 % falls to 0.63 % with the temperature. Measured with ``python train_fashion.py --seed N``.
 
 The data come from --data-dir, or from Debian's package dataset-fashion-mnist, or from torchvision's
 download, and their contents are checked. Where none can be had, the script says why and trains on
