@@ -8,6 +8,7 @@ if not torch.cuda.is_available():
 
 import pytest
 
+from torch_softmax._cpu import compiled_cross_entropy
 from torch_softmax._ops import registration
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm GPU")
@@ -15,31 +16,39 @@ INTERPRETER_OFF = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1",
     reason="needs TRITON_INTERPRET=1, which is left off where a GPU runs the kernels",
 )
-
-
-@pytest.fixture(
-    params=[
-        "cpu",
-        pytest.param("interpreted", marks=INTERPRETER_OFF),
-        pytest.param("gpu", marks=[pytest.mark.gpu, NO_GPU]),
-    ]
+NOT_COMPILED = pytest.mark.skipif(
+    compiled_cross_entropy.compiled is None,
+    reason="needs torch_softmax._cpu.compiled: pip install -e . with a C compiler",
 )
+KERNELS = [
+    pytest.param("interpreted", marks=INTERPRETER_OFF),
+    pytest.param("gpu", marks=[pytest.mark.gpu, NO_GPU]),
+]
+
+
+@pytest.fixture(params=["cpu", pytest.param("compiled", marks=NOT_COMPILED), *KERNELS])
 def device(request, cpu_path, monkeypatch):
-    """Every path of the operators: the CPU's own, the kernels interpreted, the kernels on a GPU."""
-    monkeypatch.setattr(registration, "INTERPRETED", request.param == "interpreted")
-    return torch.device("cuda" if request.param == "gpu" else "cpu")
+    """Every path of the operators: the CPU's two, the kernels interpreted, those on a GPU."""
+    return take_path(request.param, monkeypatch)
 
 
-@pytest.fixture(
-    params=[
-        pytest.param("interpreted", marks=INTERPRETER_OFF),
-        pytest.param("gpu", marks=[pytest.mark.gpu, NO_GPU]),
-    ]
-)
+@pytest.fixture(params=KERNELS)
 def kernel_device(request, cpu_path, monkeypatch):
     """The paths that run the kernels."""
-    monkeypatch.setattr(registration, "INTERPRETED", request.param == "interpreted")
-    return torch.device("cuda" if request.param == "gpu" else "cpu")
+    return take_path(request.param, monkeypatch)
+
+
+def take_path(path, monkeypatch):
+    monkeypatch.setattr(registration, "INTERPRETED", path == "interpreted")
+    if path == "cpu":
+        monkeypatch.setattr(compiled_cross_entropy, "compiled", None)
+    return torch.device("cuda" if path == "gpu" else "cpu")
+
+
+@pytest.fixture
+def not_compiled(monkeypatch):
+    """The CPU's path as it is without a compiler."""
+    take_path("cpu", monkeypatch)
 
 
 @pytest.fixture(autouse=True)

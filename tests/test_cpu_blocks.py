@@ -10,6 +10,8 @@ import torch_softmax
 from torch_softmax._cpu import blocks
 from torch_softmax.benchmark.memory import peak_bytes_on_cpu
 
+pytestmark = pytest.mark.usefixtures("not_compiled")
+
 LAYOUTS = {
     "matrix": lambda x: x,
     "channels first": lambda x: x.view(7, 4, 13).transpose(1, 2),

@@ -257,6 +257,7 @@ LOGITS, TARGET = torch.zeros(3, 4), torch.tensor([0, 1, 2])
         ((LOGITS, TARGET, torch.ones(4).long()), {}, TypeError, "weight to be float16"),
         ((LOGITS, TARGET, torch.ones(4, device="meta")), {}, ValueError, "weight on cpu"),
         ((LOGITS, TARGET), {"ignore_index": 1.5}, TypeError, "ignore_index of type int, got 1.5"),
+        ((LOGITS, TARGET), {"ignore_index": 2**63}, ValueError, f"int64, got {2**63}"),
         ((LOGITS, TARGET), {"reduction": "max"}, ValueError, "reduction to be .* got 'max'"),
         ((LOGITS, TARGET), {"label_smoothing": 1.5}, ValueError, r"label_smoothing in \[0, 1\]"),
         ((LOGITS, TARGET), {"label_smoothing": -0.1}, ValueError, r"label_smoothing in \[0, 1\]"),

@@ -189,6 +189,8 @@ def test_inplace_refuses_what_it_cannot_do(device):
         irregular = torch.randn(3, 4, 6, 6, device=device, requires_grad=True)[..., ::2, 1:]
         target = torch.zeros(3, 3, 5, dtype=torch.long, device=device)
         torch_softmax.cross_entropy(irregular, target, inplace=True)
+    with pytest.raises(ValueError, match="inplace=False for expanded input"):
+        inplace_loss((leaf[:1] * 1).expand(3, 4))
 
 
 def test_inplace_without_a_gradient_leaves_the_logits_alone(device):

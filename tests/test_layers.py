@@ -19,15 +19,25 @@ PACKAGES = ("torch_softmax", "triton_kernels")
 LAYERS = {
     "triton_kernels": set(),
     "torch_softmax._rows": set(),
+    "torch_softmax._options": set(),
     "torch_softmax._launch": {"triton_kernels", "torch_softmax._rows"},
     "torch_softmax.reference": {"torch_softmax._rows"},
-    "torch_softmax._cpu": {"torch_softmax.reference", "torch_softmax._rows"},
+    "torch_softmax._cpu": {
+        "torch_softmax.reference",
+        "torch_softmax._options",
+        "torch_softmax._rows",
+    },
     "torch_softmax._ops": {
         "torch_softmax._cpu",
         "torch_softmax.reference",
+        "torch_softmax._options",
         "torch_softmax._rows",
     },
-    "torch_softmax.functional": {"torch_softmax._ops", "torch_softmax._rows"},
+    "torch_softmax.functional": {
+        "torch_softmax._ops",
+        "torch_softmax._options",
+        "torch_softmax._rows",
+    },
     "torch_softmax.modules": {"torch_softmax.functional"},
     "torch_softmax.patching": {"torch_softmax.functional", "torch_softmax.modules"},
     "torch_softmax.benchmark": {"torch_softmax"},

@@ -28,6 +28,8 @@ def with_folding_batch(x: Tensor) -> Tensor:
 def empty_rows_like(x: Tensor, dtype: torch.dtype) -> Tensor:
     """An uninitialized result with the layout of ``x``, or contiguous where that would not fold."""
     y = torch.empty_like(x, dtype=dtype)
+    if y.dim() <= 2:
+        return y
     folds = (folded_batch(x), (1, x.shape[:-1].numel()))
     return y if folded_batch(y) in folds else torch.empty(x.shape, dtype=dtype, device=x.device)
 

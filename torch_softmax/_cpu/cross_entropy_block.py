@@ -222,7 +222,11 @@ def check_classes(target: Tensor, n_classes: int) -> None:
         return
     for value in target.aminmax():
         if not 0 <= value.item() < n_classes:
-            raise IndexError(
-                f"cross_entropy needs target in [0, {n_classes}) or equal to ignore_index, "
-                f"got {value.item()}"
-            )
+            raise class_error(value.item(), n_classes)
+
+
+def class_error(target: int | float, n_classes: int) -> IndexError:
+    """The error for a target that is no class."""
+    return IndexError(
+        f"cross_entropy needs target in [0, {n_classes}) or equal to ignore_index, got {target}"
+    )

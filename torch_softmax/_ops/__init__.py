@@ -6,19 +6,17 @@ forms carry all derivatives: a backward that is a Function itself, so that it ha
 """
 
 from torch_softmax._ops.cross_entropy import SoftmaxCrossEntropyFunction, softmax_cross_entropy
-from torch_softmax._ops.cross_entropy_loss import LossTerms, cross_entropy_loss
+from torch_softmax._ops.cross_entropy_loss import composed_loss, cross_entropy_loss
 from torch_softmax._ops.inplace import take_over
 from torch_softmax._ops.log_softmax import LogSoftmaxFunction, log_softmax
-from torch_softmax._ops.registration import is_eager
 from torch_softmax._ops.softmax import SoftmaxFunction, softmax
 
 __all__ = [
     "LogSoftmaxFunction",
-    "LossTerms",
     "SoftmaxCrossEntropyFunction",
     "SoftmaxFunction",
+    "composed_loss",
     "cross_entropy_loss",
-    "is_eager",
     "log_softmax",
     "softmax",
     "softmax_cross_entropy",

@@ -80,7 +80,14 @@ def is_eager() -> bool:
         and forward_ad._current_level < 0
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._len_torch_dispatch_stack() == 0
+        and not torch._C._dispatch_tls_is_dispatch_key_included(torch._C.DispatchKey.PreDispatch)
+        and not torch._C._is_tracing()
     )
+
+
+def takes_cpu_path(x: Tensor) -> bool:
+    """Whether operators on ``x`` are those of ``_cpu``."""
+    return x.is_cpu and not INTERPRETED
 
 
 def batch_first(

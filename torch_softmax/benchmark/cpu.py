@@ -1,5 +1,6 @@
 """Measuring on a CPU: wall time at a number of threads."""
 
+import importlib
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -35,11 +36,19 @@ class Cpu:
         torch.set_num_threads(self.threads)
 
     def describe(self) -> dict[str, str]:
-        """Who measured."""
+        """Who measured, and whether the compiled loss was there."""
         cpuinfo = Path("/proc/cpuinfo")
         lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        return {"device": names[0] if names else platform.processor() or platform.machine()}
+        try:
+            importlib.import_module("torch_softmax._cpu.compiled")
+            is_compiled = "yes"
+        except ImportError:
+            is_compiled = "no"
+        return {
+            "device": names[0] if names else platform.processor() or platform.machine(),
+            "compiled loss": is_compiled,
+        }
 
     def copy_bandwidth(self) -> float:
         """Bytes a second, read and written, of a copy into memory that is there already."""

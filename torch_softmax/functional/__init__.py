@@ -1,6 +1,6 @@
 """Public functions: check what the user passes, bring the class axis last, call, reduce."""
 
-from torch_softmax.functional.checks import Reduction
+from torch_softmax._options import Reduction
 from torch_softmax.functional.cross_entropy import (
     CrossEntropyStats,
     cross_entropy,

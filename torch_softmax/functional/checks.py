@@ -1,14 +1,17 @@
 """Checks of what a user passes: each error names the argument, its need, and what came."""
 
 import math
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-Reduction = Literal["mean", "sum", "none"]
+from torch_softmax._options import LossOptions, Reduction
 
+REDUCTIONS = get_args(Reduction)
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+NUMBERS = (int, float)
+MIN_INT64, MAX_INT64 = -(2**63), 2**63 - 1
 FLOATING_NAMES = "float16, bfloat16, float32 or float64"
 # above what bfloat16 leaves of a sum of 1, and far below what logits passed by mistake have
 ROUNDING_OF_PROBABILITIES = 0.01
@@ -49,7 +52,7 @@ def check_dim(function: str, input: Tensor, dim: int) -> None:
 
 def check_number(function: str, argument: str, value: Any) -> None:
     """Raise TypeError unless ``value`` is a number, ValueError unless it is finite."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, NUMBERS):
         raise ArgumentTypeError(f"{function} needs {argument} of type float, got {value!r}")
     # math.isfinite stops torch.compile where the number is symbolic
     if not -math.inf < value < math.inf:
@@ -79,8 +82,8 @@ def check_cross_entropy_tensors(
                 f"got probabilities and {ignore_index}"
             )
     else:
-        rows = input.shape[:1] + input.shape[2:] if input.dim() > 1 else torch.Size()
-        shape, kind = rows, "class indices"
+        shape, kind = input.shape, "class indices"
+        shape = shape[:1] + shape[2:] if len(shape) > 1 else shape[:0]
     if target.shape != shape:
         raise ArgumentValueError(
             f"{function} needs target of shape {tuple(shape)} if it holds {kind} for input of "
@@ -112,19 +115,14 @@ def check_device(function: str, argument: str, tensor: Tensor, input: Tensor) ->
         )
 
 
-def check_cross_entropy_options(
-    function: str,
-    ignore_index: int,
-    reduction: str,
-    label_smoothing: float,
-    z_loss: float,
-    softcap: float | None,
-    logit_scale: float,
-) -> None:
+def check_cross_entropy_options(function: str, options: LossOptions) -> None:
     """Raise unless every option has a meaning."""
+    ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale = options
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
         raise ArgumentTypeError(f"{function} needs ignore_index of type int, got {ignore_index!r}")
-    if reduction not in get_args(Reduction):
+    if not MIN_INT64 <= ignore_index <= MAX_INT64:
+        raise ArgumentValueError(f"{function} needs ignore_index in int64, got {ignore_index}")
+    if reduction not in REDUCTIONS:
         raise ArgumentValueError(
             f"{function} needs reduction to be 'mean', 'sum' or 'none', got {reduction!r}"
         )

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from torch_softmax import _ops
+from torch_softmax._options import LossOptions, Reduction
 from torch_softmax._rows import compute_dtype, folded_batch
 from torch_softmax.functional.checks import (
-    Reduction,
     check_cross_entropy_options,
     check_cross_entropy_tensors,
 )
@@ -92,24 +92,12 @@ def cross_entropy(
         >>> cross_entropy(torch.zeros(2, 4), torch.tensor([0, 3]))
         tensor(1.3863)
     """
-    check_cross_entropy_options(
-        "cross_entropy", ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale
-    )
+    options = LossOptions(ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale)
+    check_cross_entropy_options("cross_entropy", options)
     check_cross_entropy_tensors("cross_entropy", input, target, weight, ignore_index)
-    logits = _taken_over(input) if inplace else input
-    logits, target, class_weight, terms = _prepared(
-        logits, target, weight, ignore_index, reduction, label_smoothing, z_loss
-    )
-    if reduction == "none":
-        rows = _ops.softmax_cross_entropy(
-            logits, target, class_weight, logit_scale, softcap, inplace=inplace
-        )
-        loss = terms.of_rows(rows.nll, rows.smooth, rows.lse)
-    else:
-        loss = _ops.cross_entropy_loss(
-            logits, target, class_weight, terms, logit_scale, softcap, inplace
-        )
-    return loss.to(_loss_dtype(input))
+    logits = _class_axis_last(_taken_over(input) if inplace else input)
+    target = _class_axis_last(target) if target.is_floating_point() else target
+    return _ops.cross_entropy_loss(logits, target, weight, options, _loss_dtype(input), inplace)
 
 
 def cross_entropy_with_stats(
@@ -155,75 +143,15 @@ def cross_entropy_with_stats(
         tensor([1.3863])
     """
     name = "cross_entropy_with_stats"
-    check_cross_entropy_options(
-        name, ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale
-    )
+    options = LossOptions(ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale)
+    check_cross_entropy_options(name, options)
     check_cross_entropy_tensors(name, input, target, weight, ignore_index)
-    logits = _taken_over(input) if inplace else input
-    logits, target, class_weight, terms = _prepared(
-        logits, target, weight, ignore_index, reduction, label_smoothing, z_loss
+    logits = _class_axis_last(_taken_over(input) if inplace else input)
+    target = _class_axis_last(target) if target.is_floating_point() else target
+    loss, rows = _ops.composed_loss(
+        logits, target, weight, options, _loss_dtype(input), with_entropy=True, inplace=inplace
     )
-    rows = _ops.softmax_cross_entropy(
-        logits, target, class_weight, logit_scale, softcap, with_entropy=True, inplace=inplace
-    )
-    combine = terms.of_rows if reduction == "none" else terms.of_all
-    loss = combine(rows.nll, rows.smooth, rows.lse).to(_loss_dtype(input))
     return CrossEntropyStats(loss, rows.lse, rows.entropy, rows.prediction)
-
-
-def _prepared(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    reduction: Reduction,
-    label_smoothing: float,
-    z_loss: float,
-) -> tuple[Tensor, Tensor, Tensor | None, _ops.LossTerms]:
-    """Logits, target and class weights as the operators take them, and what the options mean."""
-    logits = _class_axis_last(input)
-    n_classes, dtype = logits.shape[-1], compute_dtype(input.dtype)
-    weight = None if weight is None else weight.to(dtype)
-    row_weight = ignored = class_weight = None
-    if target.is_floating_point():
-        target, class_weight = _class_axis_last(target), weight
-    else:
-        # int64 before the comparison: ignore_index may not exist in a narrower type, and would wrap
-        target = target.long()
-        ignored = _ignored(target, ignore_index)
-        target = target if ignored is None else target.masked_fill(ignored, 0)
-        if weight is not None:
-            # on a GPU a target that is no class comes this far, and must not be looked up
-            row_weight = weight[target.clamp(0, n_classes - 1)]
-    if label_smoothing > 0 and class_weight is None:
-        class_weight = input.new_ones(n_classes, dtype=dtype) if weight is None else weight
-    terms = _ops.LossTerms(
-        row_weight=row_weight,
-        ignored=ignored,
-        nll_factor=1 - label_smoothing,
-        smooth_factor=label_smoothing / n_classes if label_smoothing > 0 else 0.0,
-        z_loss=z_loss,
-        denominator=_denominator(target, row_weight, ignored) if reduction == "mean" else None,
-    )
-    return logits, target, class_weight, terms
-
-
-def _ignored(target: Tensor, ignore_index: int) -> Tensor | None:
-    """Which rows are ignored; None for none, as far as looking costs no waiting for a device."""
-    if target.device.type == "cpu" and target.numel() > 0 and _ops.is_eager():
-        low, high = target.aminmax()
-        if not low.item() <= ignore_index <= high.item():
-            return None
-    return target == ignore_index
-
-
-def _denominator(target: Tensor, row_weight: Tensor | None, ignored: Tensor | None) -> Tensor | int:
-    """What the mean divides by; it stays on the device: reading it would stop the stream."""
-    if row_weight is not None:
-        return (row_weight if ignored is None else row_weight.masked_fill(ignored, 0)).sum()
-    if ignored is not None:
-        return (~ignored).sum()
-    return (target.shape[:-1] if target.is_floating_point() else target.shape).numel()
 
 
 def _class_axis_last(x: Tensor) -> Tensor:
@@ -238,9 +166,17 @@ def _taken_over(input: Tensor) -> Tensor:
             "cross_entropy needs inplace=False for input whose axes do not fold, "
             f"got strides {input.stride()}"
         )
+    axes = zip(input.shape, input.stride(), strict=True)
+    if any(size > 1 and stride == 0 for size, stride in axes):
+        raise ValueError(
+            "cross_entropy needs inplace=False for expanded input, whose elements share memory, "
+            f"got strides {input.stride()}"
+        )
     return _ops.take_over(input)
 
 
 def _loss_dtype(input: Tensor) -> torch.dtype:
-    autocast = torch.is_autocast_enabled(input.device.type)
-    return compute_dtype(input.dtype) if autocast else input.dtype
+    wide = compute_dtype(input.dtype)
+    if input.dtype == wide or torch.is_autocast_enabled(input.device.type):
+        return wide
+    return input.dtype

@@ -1,0 +1,16 @@
+"""The options of a cross-entropy, as they pass through the layers."""
+
+from typing import Literal, NamedTuple
+
+Reduction = Literal["mean", "sum", "none"]
+
+
+class LossOptions(NamedTuple):
+    """As ``functional.cross_entropy`` defines them."""
+
+    ignore_index: int
+    reduction: Reduction
+    label_smoothing: float
+    z_loss: float
+    softcap: float | None
+    logit_scale: float
