@@ -160,16 +160,18 @@ def matrix_bytes(args: tuple[Any, ...]) -> int:
     return sum(tensor.element_size() for tensor in tensors if tensor.numel() == largest)
 
 
-def measure(asm: Any) -> dict[str, int]:
-    """Registers, bytes of stack (above 0: registers were spilled), and widths of the accesses."""
+def measure(asm: Any) -> dict[str, Any]:
+    """Registers, bytes of stack (above 0: registers were spilled), and how memory is accessed."""
     if "cubin" in asm:
         widths = nvidia_access_widths(asm["ptx"])
+        hints = sorted(set(re.findall(r"\bevict_\w+", asm["ptx"])))
         registers, stack = nvidia_resources(asm["cubin"])
     else:
-        widths = amd_access_widths(asm["amdgcn"])
+        widths, hints = amd_access_widths(asm["amdgcn"]), []
         registers = int(re.search(r"\.vgpr_count:\s+(\d+)", asm["amdgcn"])[1])
         stack = int(re.search(r"\.private_segment_fixed_size:\s+(\d+)", asm["amdgcn"])[1])
     return {
+        "hints": hints,
         "registers": registers,
         "stack": stack,
         "wide_bytes_per_thread": sum(width for width in widths if width >= 16),

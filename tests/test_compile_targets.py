@@ -118,6 +118,23 @@ def test_compile_targets_keep_within_the_register_budget(compiled, case):
         assert record["registers"] <= budget, record
 
 
+@pytest.mark.parametrize("case", [str(case) for case in CASES if case.target == "sm_90"])
+def test_compile_targets_walk_few_rows_at_once(compiled, case):
+    # rows that are walked twice wait in the L2 cache: of 131072 bfloat16, two for each of 132 SMs,
+    # on average half walked, make up 34 MB
+    for record in measured(compiled, case):
+        if record["kernel"].endswith("online_kernel") and record["BLOCK_ROWS"] == 1:
+            allocated = -(-record["registers"] // 8) * 8 * 32 * record["num_warps"]
+            assert REGISTERS_OF_AN_SM // allocated <= 2, record
+
+
+@pytest.mark.parametrize("case", [str(case) for case in CASES if case.target == "sm_90"])
+def test_compile_targets_hint_what_is_read_again(compiled, case):
+    for record in measured(compiled, case):
+        walks_twice = record["kernel"].endswith("online_kernel")
+        assert record["hints"] == (["evict_first", "evict_last"] if walks_twice else []), record
+
+
 @pytest.mark.parametrize("case", [str(case) for case in CASES if case.layout in ALIGNED_LAYOUTS])
 def test_compile_targets_move_16_bytes_at_a_time(compiled, case):
     for record in measured(compiled, case):

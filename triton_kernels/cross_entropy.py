@@ -141,8 +141,8 @@ def cross_entropy_backward_kernel(
         costs = in_rows
     # many rows to a program may share words, which a mask of rows would divide
     wanted_rows = costs if BLOCK_ROWS < 32 else None
-    logits = load_tile(logits_ptr, logits_strides, words, VECTOR, wanted_rows).to(a.dtype)
-    logits = tl.where(costs[:, None], logits, 0.0)
+    logits = load_tile(logits_ptr, logits_strides, words, VECTOR, wanted_rows=wanted_rows)
+    logits = tl.where(costs[:, None], logits.to(a.dtype), 0.0)
     log_p = log_probabilities(capped(logits, CAP), normalizer_ptr, index, costs)
     dlogits = weigh_probabilities(log_p, a, e_ptr, index, in_rows)
     dlogits -= tl.where(cols == target[:, None], b[:, None], 0.0)

@@ -137,7 +137,7 @@ def cross_entropy_step_online_kernel(
 
     for start in range(0, n_cols + VECTOR - 1, BLOCK_COLS):
         cols, in_tile, words = tile_columns(start, places, n_cols, BLOCK_COLS, VECTOR)
-        logits = load_tile(logits_ptr, logits_strides, words, VECTOR).to(dtype)
+        logits = load_tile(logits_ptr, logits_strides, words, VECTOR, "evict_last").to(dtype)
         x = tl.where(in_tile, capped(logits, CAP), -float("inf"))
         old_largest = largest
         largest, total = fold_total(x, largest, total)
@@ -160,9 +160,9 @@ def cross_entropy_step_online_kernel(
     row_values = (a / total, b, s, (b != 0.0) | (s != 0.0) | (z != 0.0))
     for start in range(0, n_cols + VECTOR - 1, BLOCK_COLS):
         cols, in_tile, words = tile_columns(start, places, n_cols, BLOCK_COLS, VECTOR)
-        logits = load_tile(logits_ptr, logits_strides, words, VECTOR).to(dtype)
+        logits = load_tile(logits_ptr, logits_strides, words, VECTOR, "evict_first").to(dtype)
         exp_x = tl.exp(capped(logits, CAP) - shift[:, None])
         is_target = cols == target.to(tl.int32)[:, None]
         weight = None if class_weight_ptr is None else load_columns(class_weight_ptr, cols, n_cols)
         dlogits = dlogits_tile(logits, exp_x, is_target, weight, row_values, CAP)
-        store_tile(dlogits_ptr, dlogits_strides, words, dlogits, VECTOR)
+        store_tile(dlogits_ptr, dlogits_strides, words, dlogits, VECTOR, "evict_first")

@@ -9,6 +9,8 @@ with one: rows of 50257 bfloat16 do not. So a tile has lanes, and lane 0 is the 
 word in which the row begins: column = lane - head. VECTOR is the number of elements in a word,
 whose heads are the same in all matrices of a kernel; with VECTOR = 1 lanes are columns. A load may
 take elements beside the row, never words without an element of it; a store takes none.
+
+A kernel that walks rows twice tells the L2 cache by EVICTION what it will read again.
 """
 
 import triton
@@ -64,24 +66,26 @@ def tile_offsets(outer, rows, lanes, strides, VECTOR: tl.constexpr):
 
 
 @triton.jit
-def load_tile(ptr, strides, words, VECTOR: tl.constexpr, wanted_rows=None):
+def load_tile(
+    ptr, strides, words, VECTOR: tl.constexpr, EVICTION: tl.constexpr = None, wanted_rows=None
+):
     """Elements of a tile, 0 in rows and words that are not there, anything beside a row."""
     outer, rows, lanes, _, touched, _ = words
     if wanted_rows is not None:
         touched = touched & wanted_rows[:, None]
     offsets = tile_offsets(outer, rows, lanes, strides, VECTOR)
-    return tl.load(ptr + offsets, mask=touched, other=0.0)
+    return tl.load(ptr + offsets, mask=touched, other=0.0, eviction_policy=EVICTION)
 
 
 @triton.jit
-def store_tile(ptr, strides, words, value, VECTOR: tl.constexpr):
+def store_tile(ptr, strides, words, value, VECTOR: tl.constexpr, EVICTION: tl.constexpr = None):
     """Write the elements of a tile that exist."""
     outer, rows, lanes, in_tile, _, whole = words
     ptrs = ptr + tile_offsets(outer, rows, lanes, strides, VECTOR)
-    tl.store(ptrs, value, mask=whole)
+    tl.store(ptrs, value, mask=whole, eviction_policy=EVICTION)
     if VECTOR > 1:
         # the two ends of a row, which share their words with its neighbours
-        tl.store(ptrs, value, mask=in_tile & ~whole)
+        tl.store(ptrs, value, mask=in_tile & ~whole, eviction_policy=EVICTION)
 
 
 @triton.jit

@@ -64,7 +64,7 @@ def softmax_forward_online_kernel(
 
     for start in range(0, n_cols + VECTOR - 1, BLOCK_COLS):
         _, in_tile, words = tile_columns(start, places, n_cols, BLOCK_COLS, VECTOR)
-        x = load_tile(x_ptr, x_strides, words, VECTOR).to(COMPUTE_DTYPE)
+        x = load_tile(x_ptr, x_strides, words, VECTOR, "evict_last").to(COMPUTE_DTYPE)
         x = tl.where(in_tile, x, -float("inf"))
         largest, total = fold_total(x, largest, total)
 
@@ -72,9 +72,9 @@ def softmax_forward_online_kernel(
     total = total[:, None]
     for start in range(0, n_cols + VECTOR - 1, BLOCK_COLS):
         _, _, words = tile_columns(start, places, n_cols, BLOCK_COLS, VECTOR)
-        x = load_tile(x_ptr, x_strides, words, VECTOR).to(COMPUTE_DTYPE) - shift
+        x = load_tile(x_ptr, x_strides, words, VECTOR, "evict_first").to(COMPUTE_DTYPE) - shift
         y = x - tl.log(total) if LOG else tl.exp(x) / total
-        store_tile(y_ptr, y_strides, words, y, VECTOR)
+        store_tile(y_ptr, y_strides, words, y, VECTOR, "evict_first")
 
 
 @triton.jit
@@ -125,14 +125,14 @@ def softmax_backward_online_kernel(
 
     for start in range(0, n_cols + VECTOR - 1, BLOCK_COLS):
         _, in_tile, words = tile_columns(start, places, n_cols, BLOCK_COLS, VECTOR)
-        dy = load_tile(dy_ptr, dy_strides, words, VECTOR).to(COMPUTE_DTYPE)
+        dy = load_tile(dy_ptr, dy_strides, words, VECTOR, "evict_last").to(COMPUTE_DTYPE)
         if not LOG:
-            dy *= load_tile(y_ptr, y_strides, words, VECTOR).to(COMPUTE_DTYPE)
+            dy *= load_tile(y_ptr, y_strides, words, VECTOR, "evict_last").to(COMPUTE_DTYPE)
         total += tl.sum(tl.where(in_tile, dy, 0.0), axis=1)
 
     for start in range(0, n_cols + VECTOR - 1, BLOCK_COLS):
         _, _, words = tile_columns(start, places, n_cols, BLOCK_COLS, VECTOR)
-        y = load_tile(y_ptr, y_strides, words, VECTOR).to(COMPUTE_DTYPE)
-        dy = load_tile(dy_ptr, dy_strides, words, VECTOR).to(COMPUTE_DTYPE)
+        y = load_tile(y_ptr, y_strides, words, VECTOR, "evict_first").to(COMPUTE_DTYPE)
+        dy = load_tile(dy_ptr, dy_strides, words, VECTOR, "evict_first").to(COMPUTE_DTYPE)
         dx = dy - tl.exp(y) * total[:, None] if LOG else y * (dy - total[:, None])
-        store_tile(dx_ptr, dx_strides, words, dx, VECTOR)
+        store_tile(dx_ptr, dx_strides, words, dx, VECTOR, "evict_first")

@@ -11,7 +11,9 @@ from typing import NamedTuple
 MIN_TILE_BYTES = 8 * 1024
 # half of an SM's 256 KiB of registers, so that the other half is left for addresses and results
 MAX_TILE_BYTES = 128 * 1024
-# a block of a walked row: several programs share an SM and hide each other's loads
+# a block of a walked row: several programs share an SM and hide each other's loads. A row that is
+# walked twice has larger ones, so that one or two programs fill an SM, and the L2 cache holds their
+# rows until they come back
 WALK_TILE_BYTES = 32 * 1024
 # neighbouring rows make up 64-byte memory sectors where the class axis itself has gaps
 MIN_ADJACENT_ROWS = 32
@@ -37,6 +39,7 @@ def row_tiling(
     *,
     adjacent_rows: bool,
     max_tile_bytes: int = MAX_TILE_BYTES,
+    walk_tile_bytes: int = WALK_TILE_BYTES,
 ) -> Tiling:
     """Choose the tile for ``n_rows`` rows of ``n_cols`` columns.
 
@@ -47,12 +50,15 @@ def row_tiling(
         adjacent_rows: Neighbours in memory are rows, not columns: the class axis has gaps, and
             only a tile of many rows reads whole memory sectors.
         max_tile_bytes: Registers for a tile that holds whole rows.
+        walk_tile_bytes: Registers for a block of a longer row.
     """
     held_bytes = next_power_of_2(held_bytes)
     wanted_rows = MIN_ADJACENT_ROWS if adjacent_rows else 1
     block_cols = next_power_of_2(n_cols)
     if wanted_rows * block_cols * held_bytes > max_tile_bytes:
-        block_cols = WALK_TILE_BYTES // (wanted_rows * held_bytes)
+        # adjacent rows are many at once anyway, and their offsets take registers of their own
+        walk_tile_bytes = WALK_TILE_BYTES if adjacent_rows else walk_tile_bytes
+        block_cols = walk_tile_bytes // (wanted_rows * held_bytes)
     block_rows = max(wanted_rows, MIN_TILE_BYTES // (block_cols * held_bytes))
     block_rows = min(block_rows, next_power_of_2(n_rows))
     return Tiling(block_rows, block_cols, warps(block_rows * block_cols, held_bytes))

@@ -24,6 +24,7 @@ from triton_kernels.soft_cross_entropy import (
     soft_cross_entropy_backward_kernel,
     soft_cross_entropy_forward_kernel,
 )
+from triton_kernels.tiling import WALK_TILE_BYTES
 
 
 def launch_cross_entropy_forward(
@@ -156,7 +157,7 @@ def _launch_step_into(
     if logits.numel() == 0:
         return losses
     held_values = 1 + (class_weight is not None) + (softcap is not None)
-    rows = Rows(logits, dlogits, held_values=held_values)
+    rows = Rows(logits, dlogits, held_values=held_values, walk_tile_bytes=2 * WALK_TILE_BYTES)
     logits_rows, dlogits_rows = rows.folded
     rows.start(
         cross_entropy_step_kernel if rows.col_blocks == 1 else cross_entropy_step_online_kernel,

@@ -7,7 +7,13 @@ import torch
 from torch import Tensor
 
 from torch_softmax._rows import folded_batch
-from triton_kernels.tiling import MAX_TILE_BYTES, cdiv, row_tiling, word_elements
+from triton_kernels.tiling import (
+    MAX_TILE_BYTES,
+    WALK_TILE_BYTES,
+    cdiv,
+    row_tiling,
+    word_elements,
+)
 
 # what `kernel[grid]` returns
 Kernel = Any
@@ -16,7 +22,13 @@ Kernel = Any
 class Rows:
     """How the kernels see tensors: (outer, row, column), and the tile of one program."""
 
-    def __init__(self, *matrices: Tensor, held_values: int, whole_rows: bool = True) -> None:
+    def __init__(
+        self,
+        *matrices: Tensor,
+        held_values: int,
+        whole_rows: bool = True,
+        walk_tile_bytes: int = WALK_TILE_BYTES,
+    ) -> None:
         """Fold ``matrices`` for a kernel that holds ``held_values`` numbers for each element.
 
         One that needs no ``whole_rows`` has blocks of columns where it would hold long rows.
@@ -43,6 +55,7 @@ class Rows:
             held_values * max(4, matrix.element_size()),
             adjacent_rows=0 < row_stride < col_stride,
             max_tile_bytes=MAX_TILE_BYTES if holds_whole_rows else MAX_TILE_BYTES // 2,
+            walk_tile_bytes=walk_tile_bytes,
         )
 
     @property
