@@ -1,6 +1,7 @@
 """Memory for results."""
 
 import ctypes
+import functools
 import mmap
 import sys
 
@@ -10,8 +11,9 @@ from torch import Tensor
 from torch_softmax._rows import empty_rows_like
 
 HUGE_PAGE_BYTES = 2 * 2**20
-# from here on glibc takes fresh pages for every tensor; smaller ones lie where others have lain
-MIN_FRESH_BYTES = 32 * 2**20
+# from 32 MiB on glibc takes fresh pages for every tensor, and from half of that where it has given
+# its heap back to the system; smaller ones lie where others have lain
+MIN_FRESH_BYTES = 16 * 2**20
 
 
 def empty_result_like(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -25,6 +27,11 @@ def empty_result_like(x: Tensor, dtype: torch.dtype) -> Tensor:
         return y
     start = -(-y.data_ptr() // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
     end = (y.data_ptr() + y.nbytes) // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
-    libc = ctypes.CDLL(None)
-    libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_HUGEPAGE)
+    _libc().madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_HUGEPAGE)
     return y
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    # opening it takes 0.1 ms, as long as 256 KiB of page faults
+    return ctypes.CDLL(None)
