@@ -226,7 +226,7 @@ def test_report_without_matplotlib_names_the_extra(tmp_path):
         text=True,
         check=True,
     )
-    assert "write_report needs matplotlib (pip install 'torch-softmax[plots]')" in run.stdout
+    assert "write_report needs matplotlib (pip install matplotlib)" in run.stdout
     assert not (tmp_path / "report").exists()
 
 

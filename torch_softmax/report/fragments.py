@@ -94,7 +94,7 @@ def playground(findings: Findings) -> str:
     if (temperature := findings.temperature) is not None:
         decades = max(decades, math.ceil(abs(math.log10(temperature))))
         buttons += (
-            f'<button type="button" data-temperature="{temperature!r}">'
+            f'<button type="button" data-temperature="{float(temperature)!r}">'
             f"{temperature:.3g}, calibrated</button>"
         )
     cards = "\n".join(

@@ -29,6 +29,13 @@ ALTERNATIVE_TEXTS = {
 }
 
 
+TRAINING = """<h2>The training</h2>
+<p>Training lowers the cross-entropy, the mean of &minus;log(p) of the true classes: the loss. The
+accuracy is measured after each epoch, on rows that take no part in the training. Where the loss
+goes on falling and the accuracy no longer rises, the model has begun to learn by heart.</p>
+"""
+
+
 def render_page(findings: Findings, pictures: Mapping[str, bytes]) -> str:
     """The whole page; what the caller named is escaped."""
     shown = {
@@ -48,7 +55,7 @@ def render_page(findings: Findings, pictures: Mapping[str, bytes]) -> str:
         playground=playground(findings),
         mistake=_mistake(findings),
         classes=class_table(findings),
-        training=f"<h2>The training</h2>\n{learning_curve}" if learning_curve else "",
+        training=TRAINING + learning_curve if learning_curve else "",
         **{name: escape(text) for name, text in _numbers(findings).items()},
     )
 

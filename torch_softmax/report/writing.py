@@ -73,7 +73,7 @@ def draw_pictures(findings: Findings) -> dict[str, bytes]:
         from torch_softmax.report import canvas, charts, pictures
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "write_report needs matplotlib (pip install 'torch-softmax[plots]'), "
+            "write_report needs matplotlib (pip install matplotlib), "
             f"got an environment without {error.name}",
             name=error.name,
         ) from error
