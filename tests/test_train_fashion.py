@@ -943,13 +943,15 @@ def test_evaluate_takes_the_checkpoint_before_a_damaged_one(capsys, run_folder, 
 
 
 def test_evaluate_measures_what_these_logits_are_worth():
-    # three of four right; the wrong one says 80 % of the class that is none
-    probabilities = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.8, 0.2]])
+    # three of four right
+    probabilities = torch.tensor(
+        [[0.8, 0.1, 0.1], [0.5, 0.4, 0.1], [0.1, 0.8, 0.1], [0.7, 0.2, 0.1]]
+    )
     labels = torch.tensor([0, 0, 1, 1])
     measures = train_fashion.measure(probabilities.log(), labels, 1.0)
     assert measures["accuracy"] == 0.75
-    assert measures["loss"] == pytest.approx(-math.log(0.9 * 0.6 * 0.8 * 0.2) / 4)
-    assert measures["brier_score"] == pytest.approx((0.02 + 0.32 + 0.08 + 1.28) / 4)
+    assert measures["loss"] == pytest.approx(-math.log(0.8 * 0.5 * 0.8 * 0.2) / 4)
+    assert measures["brier_score"] == pytest.approx((0.06 + 0.42 + 0.06 + 1.14) / 4)
     assert measures["entropy"] == pytest.approx(
         -(probabilities * probabilities.log()).sum().item() / 4
     )
