@@ -488,7 +488,12 @@ def join_processes(device: torch.device) -> None:
     if device.type != "cpu":
         torch.accelerator.set_device_index(device.index)
         backend = f"cpu:gloo,{device.type}:{distributed.get_default_backend_for_device(device)}"
-    distributed.init_process_group(backend, timeout=PEER_PATIENCE)
+    store, number, count = next(distributed.rendezvous("env://", timeout=PEER_PATIENCE))
+    # after a restart the store still has the addresses of the processes that died
+    store = distributed.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
+    distributed.init_process_group(
+        backend, store=store, rank=number, world_size=count, timeout=PEER_PATIENCE
+    )
 
 
 def rank() -> int:
