@@ -245,6 +245,20 @@ def test_a_provider_that_computes_something_else_is_not_measured(wrong):
     assert measured[1].times
 
 
+def test_providers_are_judged_by_what_float32_says(monkeypatch):
+    # as PyTorch's mean over millions of rows of bfloat16 is on a GPU
+    def off_in_bfloat16(x, target):
+        return F.cross_entropy(x, target) * (0.9 if x.dtype == torch.bfloat16 else 1)
+
+    monkeypatch.setitem(providers.EAGER, "cross_entropy", off_in_bfloat16)
+    case = Case("cross_entropy", "forward", (40, 30), "bfloat16")
+    measured = measure(
+        case, cpu.Cpu(1), [OWN[0], *PEERS["eager"]], copy_bandwidth=1e9, repeats=2, seed=0
+    )
+    assert measured[0].times
+    assert "not what PyTorch computes" in measured[1].failure
+
+
 def test_a_clock_that_cannot_tell_is_left_out():
     machine = cpu.Cpu(1)
     case = Case("softmax", "forward", (4, 3), "float32")

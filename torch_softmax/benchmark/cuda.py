@@ -70,13 +70,14 @@ class Cuda:
 
     def count_syncs(self, step: Callable[[], object]) -> int | None:
         """How often the host waits for the device."""
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
+        with warnings.catch_warnings(record=True) as caught:
+            # it warns that it is a prototype when it is already set
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
                 step()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
         return sum("synchronizing CUDA operation" in str(warning.message) for warning in caught)
 
     def graph_sampler(self, work: Workload) -> Callable[[], float] | None:
