@@ -141,7 +141,12 @@ def test_break_02_leading_blocks_of_minus_infinity_are_not_nan(
 @each_operator
 def test_break_03_logits_far_below_zero_are_not_infinite(ours, theirs, level, device):
     logits = level + torch.randn(3, 10, device=device)
-    assert_agrees(ours, theirs, logits)
+
+    def weighed(function):
+        # the sum of a softmax has no gradient to measure errors by
+        return lambda x: (y := function(x)) * torch.linspace(0.5, 1.5, y.shape[-1], device=device)
+
+    assert_agrees(weighed(ours), weighed(theirs), logits)
 
 
 @each_operator
