@@ -53,6 +53,9 @@ LAYOUTS = {
 }
 
 
+COUNT_KERNEL = "cross_entropy_count_kernel"
+
+
 class Case(NamedTuple):
     target: str
     operation: str
@@ -226,10 +229,13 @@ def compile_case(case: Case, records: list[dict[str, Any]]) -> list[dict[str, An
     records.clear()
     OPERATIONS[case.operation](torch.empty(shape, dtype=dtype, requires_grad=True))
     for record in records:
+        # it has no matrix
+        if record["kernel"] == COUNT_KERNEL:
+            record |= {"BLOCK_COLS": 1, "VECTOR": 1, "matrix_bytes": 0}
         threads = record["num_warps"] * TARGETS[case.target].warp_size
         elements = record["BLOCK_ROWS"] * record["BLOCK_COLS"] // threads
         record["case"] = str(case)
-        record["walked"] = record["BLOCK_COLS"] < shape[1]
+        record["walked"] = record["BLOCK_COLS"] < shape[1] and record["kernel"] != COUNT_KERNEL
         record["schedule"] = schedule(record)
         record["elements_per_thread"] = elements
         record["matrix_bytes_per_thread"] = elements * record.pop("matrix_bytes")

@@ -157,9 +157,11 @@ def test_compile_targets_move_no_matrix_2_bytes_at_a_time(compiled, case):
         # beside its tile it reads the target's logit of each row
         reads_targets = record["kernel"] in (
             "cross_entropy_forward_kernel",
-            "cross_entropy_step_kernel",
+            "cross_entropy_loss_kernel",
+            "cross_entropy_loss_online_kernel",
         )
         # the ends of rows that begin inside a word
         stores_ends = record["VECTOR"] > 1
         allowed = record["elements_per_thread"] * (reads_targets + stores_ends)
-        assert record["two_byte_accesses"] <= allowed, record
+        # one is the loss, or the factor of its gradient
+        assert record["two_byte_accesses"] <= allowed + 1, record

@@ -6,6 +6,7 @@ import torch
 import torch_softmax
 from torch_softmax import _launch
 from torch_softmax._launch.start import Rows
+from torch_softmax._options import LossOptions
 from torch_softmax._rows import compute_dtype
 from triton_kernels.tiling import MIN_WORDS, word_elements
 
@@ -14,10 +15,10 @@ ELEMENTS_OF_A_WORD = {torch.bfloat16: 8, torch.float16: 8, torch.float32: 4, tor
 BESIDE = float("nan")
 
 
-def rows_in_storage(shape, row_stride, start, dtype):
+def rows_in_storage(shape, row_stride, start, dtype, device="cpu"):
     """Random rows that begin ``start`` elements into their storage, and the storage."""
     n_rows, _ = shape
-    storage = torch.full((start + n_rows * row_stride + 64,), BESIDE, dtype=dtype)
+    storage = torch.full((start + n_rows * row_stride + 64,), BESIDE, dtype=dtype, device=device)
     rows = storage.as_strided(shape, (row_stride, 1), start)
     return rows.copy_(torch.randn(shape)), storage
 
@@ -77,14 +78,16 @@ def test_words_change_nothing_but_speed(kernel_device, operation, dtype, shape, 
 @DTYPE
 @pytest.mark.parametrize("n_cols", [301, 40003])
 def test_words_of_rows_in_place_are_written_by_their_own_program(kernel_device, dtype, n_cols):
-    x, storage = rows_in_storage((9, n_cols), n_cols + 6, 0, dtype)
-    target, ones = torch.arange(9), torch.ones(9, dtype=compute_dtype(dtype))
-    arguments = (target, None, ones, None, None, 1.0, None)
-    *losses, dlogits = _launch.launch_cross_entropy_step(x.contiguous(), *arguments)
+    x, storage = rows_in_storage((9, n_cols), n_cols + 6, 0, dtype, kernel_device)
+    target = torch.arange(9, device=kernel_device)
+    options = LossOptions(-100, "sum", 0.0, 0.0, None, 1.0)
+    arguments = (target, None, options, compute_dtype(dtype))
+    dlogits = torch.empty_like(x.contiguous())
+    loss = _launch.launch_cross_entropy_loss(x.contiguous(), *arguments, dlogits)
 
-    losses_in_place = _launch.launch_cross_entropy_step_inplace(x, *arguments)
+    loss_in_place = _launch.launch_cross_entropy_loss(x, *arguments, x)
 
-    torch.testing.assert_close(losses_in_place, tuple(losses))
+    torch.testing.assert_close(loss_in_place, loss)
     torch.testing.assert_close(x, dlogits)
     beside = torch.ones_like(storage, dtype=torch.bool)
     beside.as_strided(x.shape, x.stride(), 0).fill_(False)

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 
 def folded_batch(x: Tensor) -> tuple[int, int] | None:
@@ -32,6 +33,23 @@ def empty_rows_like(x: Tensor, dtype: torch.dtype) -> Tensor:
         return y
     folds = (folded_batch(x), (1, x.shape[:-1].numel()))
     return y if folded_batch(y) in folds else torch.empty(x.shape, dtype=dtype, device=x.device)
+
+
+def contiguous(x: Tensor | None) -> Tensor | None:
+    """``x`` without gaps, if there is one."""
+    return None if x is None else x.contiguous()
+
+
+def lies_in_memory(x: Tensor) -> bool:
+    """Whether the elements are what the memory at ``data_ptr`` holds."""
+    return (
+        type(x) in (Tensor, Parameter)
+        and x.layout is torch.strided
+        # of a tensor that is traced, or whose storage has been freed, there is no memory
+        and x.data_ptr() != 0
+        and not x.is_neg()
+        and not x._is_zerotensor()
+    )
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

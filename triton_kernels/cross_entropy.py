@@ -29,7 +29,15 @@ from triton_kernels.online import (
     fold_prediction,
     fold_product,
     fold_total,
+    in_lanes,
+    load_logits,
+    log,
     log_probabilities,
+    merge_cost,
+    merge_largest,
+    merge_prediction,
+    merge_product,
+    merge_total,
     slope,
     weigh_probabilities,
 )
@@ -54,40 +62,42 @@ def cross_entropy_forward_kernel(
     logits_strides,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
+    LANES: tl.constexpr,
     VECTOR: tl.constexpr,
+    ENDS: tl.constexpr,
     CAP: tl.constexpr,
 ):
     """nll = lse - logits[target], smooth = sum(class_weight * (lse - logits)), and statistics."""
     nll_ptr, smooth_ptr, normalizer_ptr, lse_ptr, entropy_ptr, prediction_ptr = row_ptrs
-    places = row_places(n_rows, BLOCK_ROWS, logits_strides, VECTOR)
-    outer, rows, heads, in_rows = places
+    places = row_places(tl.program_id(0), n_rows, BLOCK_ROWS, logits_strides, VECTOR)
+    outer, rows, _, in_rows = places
     dtype: tl.constexpr = nll_ptr.dtype.element_ty
-    largest = tl.full((BLOCK_ROWS,), -float("inf"), dtype)
-    total = tl.zeros((BLOCK_ROWS,), dtype)
-    smooth = tl.zeros((BLOCK_ROWS,), dtype)
-    weight_total = tl.zeros((BLOCK_ROWS,), dtype)
-    product = tl.zeros((BLOCK_ROWS,), dtype)
-    prediction = tl.zeros((BLOCK_ROWS,), tl.int32)
+    largest = tl.full((BLOCK_ROWS, LANES), -float("inf"), dtype)
+    total = tl.zeros((BLOCK_ROWS, LANES), dtype)
+    smooth = tl.zeros((BLOCK_ROWS, LANES), dtype)
+    weight_total = tl.zeros((BLOCK_ROWS, LANES), dtype)
+    product = tl.zeros((BLOCK_ROWS, LANES), dtype)
+    prediction = tl.zeros((BLOCK_ROWS, LANES), tl.int32)
 
     for start in range(0, n_cols + VECTOR - 1, BLOCK_COLS):
-        cols, in_tile, words = tile_columns(start, places, n_cols, BLOCK_COLS, VECTOR)
-        logits = load_tile(logits_ptr, logits_strides, words, VECTOR).to(dtype)
-        # after the softcap, which would lift it: what lies beside the row adds exp(-inf) = 0
-        logits = tl.where(in_tile, capped(logits, CAP), -float("inf"))
+        cols, _in_tile, words = tile_columns(start, places, n_cols, BLOCK_COLS, VECTOR, ENDS)
+        is_edge = (start == 0) | (start + BLOCK_COLS > n_cols)
+        x = load_logits(logits_ptr, logits_strides, words, is_edge, dtype, VECTOR, ENDS, CAP)
+        x = in_lanes(x, LANES)
         old_largest = largest
         old_total = total
-        largest, total = fold_total(logits, largest, total)
+        largest, total = fold_total(x, largest, total)
         if class_weight_ptr is not None:
-            weight = load_columns(class_weight_ptr, cols, n_cols)
-            smooth, weight_total = fold_cost(
-                weight, logits, old_largest, largest, smooth, weight_total
-            )
+            weight = in_lanes(load_columns(class_weight_ptr, cols, n_cols), LANES)
+            smooth, weight_total = fold_cost(weight, x, old_largest, largest, smooth, weight_total)
         if entropy_ptr is not None:
-            product = fold_product(logits, old_largest, largest, old_total, product)
-            prediction = fold_prediction(logits, start - heads, old_largest, prediction)
+            product = fold_product(x, old_largest, largest, old_total, product)
+            prediction = fold_prediction(x, in_lanes(cols, LANES), old_largest, prediction)
 
-    shift = finite_shift(largest)
-    log_total = tl.log(total)
+    row_largest = merge_largest(largest)
+    shift = finite_shift(row_largest)
+    row_total = merge_total(largest, total, shift)
+    log_total = log(row_total)
     index = outer * n_rows + rows
     target = tl.load(target_ptr + index, mask=in_rows, other=0)
     is_class = in_rows & (target >= 0) & (target < n_cols)
@@ -99,9 +109,12 @@ def cross_entropy_forward_kernel(
     tl.store(normalizer_ptr + 2 * index + 1, log_total, mask=in_rows)
     tl.store(lse_ptr + index, shift + log_total, mask=in_rows)
     if class_weight_ptr is not None:
+        smooth, weight_total = merge_cost(largest, smooth, weight_total, shift)
         tl.store(smooth_ptr + index, smooth + weight_total * log_total, mask=in_rows)
     if entropy_ptr is not None:
-        tl.store(entropy_ptr + index, log_total - product / total, mask=in_rows)
+        product = merge_product(largest, total, product, shift)
+        tl.store(entropy_ptr + index, log_total - product / row_total, mask=in_rows)
+        prediction = merge_prediction(largest, prediction, row_largest)
         tl.store(prediction_ptr + index, prediction, mask=in_rows)
 
 
@@ -118,15 +131,16 @@ def cross_entropy_backward_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
     VECTOR: tl.constexpr,
+    ENDS: tl.constexpr,
     CAP: tl.constexpr,
 ):
     """dlogits = (a - e * log(p)) * p - b * onehot(target) - s * class_weight, times the slope."""
     normalizer_ptr, a_ptr, b_ptr, s_ptr, e_ptr = row_ptrs
     logits_strides, dlogits_strides = strides
-    places = row_places(n_rows, BLOCK_ROWS, logits_strides, VECTOR)
+    places = row_places(tl.program_id(0), n_rows, BLOCK_ROWS, logits_strides, VECTOR)
     outer, rows, _, in_rows = places
     start = tl.program_id(1) * BLOCK_COLS
-    cols, _, words = tile_columns(start, places, n_cols, BLOCK_COLS, VECTOR)
+    cols, _, words = tile_columns(start, places, n_cols, BLOCK_COLS, VECTOR, ENDS)
     index = outer * n_rows + rows
 
     a = tl.load(a_ptr + index, mask=in_rows, other=0.0)
@@ -151,4 +165,4 @@ def cross_entropy_backward_kernel(
         dlogits -= s[:, None] * load_columns(class_weight_ptr, cols, n_cols)
     dlogits *= slope(logits, CAP)
 
-    store_tile(dlogits_ptr, dlogits_strides, words, dlogits, VECTOR)
+    store_tile(dlogits_ptr, dlogits_strides, words, dlogits, VECTOR, ENDS)

@@ -1,12 +1,50 @@
 """Device functions of the walk along rows of logits: sums over exponentials, kept in range.
 
-A walk meets the logits of a row block by block and keeps, for each row, its largest logit so far
-and sums relative to it. When a larger logit comes, the sums are moved to it: the online softmax of
-Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018).
+A walk meets the logits of a row block by block and keeps its largest logit so far and sums relative
+to it. When a larger logit comes, the sums are moved to it: the online softmax of Milakov and
+Gimelshein, "Online normalizer calculation for softmax" (2018).
+
+To fold a block in, threads need not wait for each other: a block is three axes here, (row, lane,
+element), and each lane, elements that one thread holds, keeps a maximum and sums of its own. They
+are merged when the walk is over.
 """
 
 import triton
 import triton.language as tl
+
+from triton_kernels.rows import load_tile
+
+
+@triton.jit
+def load_logits(
+    ptr,
+    strides,
+    words,
+    is_edge,
+    dtype: tl.constexpr,
+    VECTOR: tl.constexpr,
+    ENDS: tl.constexpr,
+    CAP: tl.constexpr,
+    EVICTION: tl.constexpr = None,
+    wanted_rows=None,
+):
+    """Capped logits in ``dtype``, -inf beside a row: it adds exp(-inf) = 0 to a sum.
+
+    A tile in the midst of a row, which ``is_edge`` tells, is spared the comparisons.
+    """
+    x = load_tile(ptr, strides, words, VECTOR, EVICTION, wanted_rows, OTHER=-float("inf"))
+    x = capped(x.to(dtype), CAP)
+    # words hold what is beside a row, and a cap or a scale of 0 or below changes -inf
+    if ENDS or CAP[0] <= 0.0 or CAP[1] is not None:  # noqa: SIM102, one is no constant
+        if is_edge:
+            x = tl.where(words[3], x, -float("inf"))
+    return x
+
+
+@triton.jit
+def in_lanes(x, LANES: tl.constexpr):
+    """A block (rows, columns) as (rows, lanes, elements)."""
+    return tl.reshape(x, (x.shape[0], LANES, x.shape[1] // LANES))
 
 
 @triton.jit
@@ -17,10 +55,10 @@ def finite_shift(largest):
 
 @triton.jit
 def fold_total(x, largest, total):
-    """Take a block into each row's maximum and sum(exp(x - maximum))."""
-    new_largest = tl.maximum(largest, tl.max(x, axis=1))
+    """Take a block into each lane's maximum and sum(exp(x - maximum))."""
+    new_largest = tl.maximum(largest, tl.max(x, axis=2))
     shift = finite_shift(new_largest)
-    total = total * tl.exp(largest - shift) + tl.sum(tl.exp(x - shift[:, None]), axis=1)
+    total = total * exp(largest - shift) + tl.sum(exp(x - shift[:, :, None]), axis=2)
     return new_largest, total
 
 
@@ -29,27 +67,63 @@ def fold_cost(weight, x, old_largest, largest, cost, weight_total):
     """Take a block into sum(weight * (maximum - x)) and sum(weight)."""
     shift = finite_shift(largest)
     # without weight no cost, even at -inf: 0 * inf would be NaN
-    block_cost = tl.where(weight != 0.0, weight * (shift[:, None] - x), 0.0)
-    cost += (shift - finite_shift(old_largest)) * weight_total + tl.sum(block_cost, axis=1)
-    return cost, weight_total + tl.sum(weight, axis=1)
+    block_cost = tl.where(weight != 0.0, weight * (shift[:, :, None] - x), 0.0)
+    cost += (shift - finite_shift(old_largest)) * weight_total + tl.sum(block_cost, axis=2)
+    return cost, weight_total + tl.sum(weight, axis=2)
 
 
 @triton.jit
 def fold_product(x, old_largest, largest, old_total, product):
     """Take a block into sum(exp(x - maximum) * (x - maximum)), of which the entropy is made."""
     shift = finite_shift(largest)
-    old_shift = finite_shift(old_largest)
-    exp_x = tl.exp(x - shift[:, None])
-    block_product = tl.where(exp_x > 0.0, exp_x * (x - shift[:, None]), 0.0)
-    moved = tl.exp(old_largest - shift) * (product + (old_shift - shift) * old_total)
-    return moved + tl.sum(block_product, axis=1)
+    exp_x = exp(x - shift[:, :, None])
+    block_product = tl.where(exp_x > 0.0, exp_x * (x - shift[:, :, None]), 0.0)
+    return moved_product(old_largest, shift, old_total, product) + tl.sum(block_product, axis=2)
 
 
 @triton.jit
-def fold_prediction(x, first_cols, old_largest, prediction):
-    """Take a block whose rows start at columns into the index of the first maximum."""
-    block_largest, block_index = tl.max(x, axis=1, return_indices=True)
-    return tl.where(block_largest > old_largest, first_cols + block_index, prediction)
+def moved_product(largest, shift, total, product):
+    """sum(exp(x - shift) * (x - shift)) from the same for the maximum."""
+    return exp(largest - shift) * (product + (finite_shift(largest) - shift) * total)
+
+
+@triton.jit
+def fold_prediction(x, cols, old_largest, prediction):
+    """Take a block into the column of each lane's first maximum."""
+    block_largest, element = tl.max(x, axis=2, return_indices=True)
+    return tl.where(block_largest > old_largest, tl.min(cols, axis=2) + element, prediction)
+
+
+@triton.jit
+def merge_largest(largest):
+    """The maximum of each row."""
+    return tl.max(largest, axis=1)
+
+
+@triton.jit
+def merge_total(largest, total, shift):
+    """sum(exp(x - shift)) of each row."""
+    return tl.sum(total * exp(largest - shift[:, None]), axis=1)
+
+
+@triton.jit
+def merge_cost(largest, cost, weight_total, shift):
+    """sum(weight * (shift - x)) and sum(weight) of each row."""
+    cost += (shift[:, None] - finite_shift(largest)) * weight_total
+    return tl.sum(cost, axis=1), tl.sum(weight_total, axis=1)
+
+
+@triton.jit
+def merge_product(largest, total, product, shift):
+    """sum(exp(x - shift) * (x - shift)) of each row."""
+    return tl.sum(moved_product(largest, shift[:, None], total, product), axis=1)
+
+
+@triton.jit
+def merge_prediction(largest, prediction, row_largest):
+    """The column of each row's first maximum."""
+    is_largest = largest == row_largest[:, None]
+    return tl.min(tl.where(is_largest, prediction, 2**31 - 1), axis=1)
 
 
 @triton.jit
@@ -67,7 +141,7 @@ def slope(x, CAP: tl.constexpr):
     slope = tl.full((), CAP[0], x.dtype)
     if CAP[1] is not None:
         # 1 - tanh**2 without the difference, which cancels near 1
-        decay = tl.exp(-2.0 * tl.abs(x * CAP[0] / CAP[1]))
+        decay = exp(-2.0 * tl.abs(x * CAP[0] / CAP[1]))
         slope = slope * (4.0 * decay / ((1.0 + decay) * (1.0 + decay)))
     return slope
 
@@ -83,7 +157,7 @@ def log_probabilities(logits, normalizer_ptr, index, in_rows):
 @triton.jit
 def weigh_probabilities(log_p, a, e_ptr, index, in_rows):
     """(a - e * log(p)) * p, where p = 0 counts as 0 whatever its logarithm."""
-    p = tl.exp(log_p)
+    p = exp(log_p)
     weight = a[:, None]
     if e_ptr is not None:
         e = tl.load(e_ptr + index, mask=in_rows, other=0.0)
@@ -92,9 +166,53 @@ def weigh_probabilities(log_p, a, e_ptr, index, in_rows):
 
 
 @triton.jit
+def exp(x):
+    """exp(x), off by rounding x * log2(e) alone: 6e-8 for every 1 in x.
+
+    Results that float32 holds only as subnormal numbers are 0, as a GPU's instruction has it;
+    ``tl.exp`` spends four more instructions on them.
+    """
+    return tl.exp2(x * 1.4426950408889634) if x.dtype == tl.float32 else tl.exp(x)
+
+
+@triton.jit
+def exact_exp(x):
+    """exp(x), exact to rounding."""
+    y = exp(x)
+    if x.dtype == tl.float32:
+        # what is lost of x * log2(e), where exp2 is not 0
+        scaled = x * 1.4426950408889634
+        lost = tl.fma(x, 1.9259629911266175e-8, tl.fma(x, 1.4426950408889634, -scaled))
+        y = tl.where(x > -126.0, y * (1.0 + lost * 0.6931471805599453), y)
+    return y
+
+
+@triton.jit
+def log(x):
+    """The logarithm of numbers that are not subnormal, exact to rounding.
+
+    On NVIDIA's GPUs ``tl.log`` of float32 is off by 2e-7 for every factor of 2 in x.
+    """
+    y = tl.log(x)
+    if x.dtype == tl.float32:
+        # x = 2**exponent * mantissa, from sqrt(1/2) on, with the bits of either beside each other
+        bits = x.to(tl.int32, bitcast=True)
+        exponent = (bits - 0x3F3504F3) >> 23
+        mantissa = (bits - (exponent << 23)).to(tl.float32, bitcast=True)
+        # log((1 + z) / (1 - z)) = 2 * (z + z**3 / 3 + z**5 / 5 + ...)
+        z = (mantissa - 1.0) / (mantissa + 1.0)
+        zz = z * z
+        series = zz * (1 / 3 + zz * (1 / 5 + zz * (1 / 7 + zz * (1 / 9))))
+        exact = exponent.to(tl.float32) * 0.6931471805599453 + (2.0 * z + 2.0 * z * series)
+        # not for 0, infinity and NaN
+        y = tl.where((x > 0.0) & (x < float("inf")), exact, y)
+    return y
+
+
+@triton.jit
 def tanh(x):
     """The hyperbolic tangent, exact to rounding: Triton has none that its interpreter knows."""
-    decay = tl.exp(-2.0 * tl.abs(x))
+    decay = exp(-2.0 * tl.abs(x))
     size = (1.0 - decay) / (1.0 + decay)
     y = tl.where(x < 0.0, -size, size)
     if x.dtype == tl.float32:

@@ -7,8 +7,9 @@ matrix has one outer index, images with classes on axis 1 have one per image.
 Memory moves 16 bytes at a time where a thread asks for whole words of it, but rows need not begin
 with one: rows of 50257 bfloat16 do not. So a tile has lanes, and lane 0 is the first element of the
 word in which the row begins: column = lane - head. VECTOR is the number of elements in a word,
-whose heads are the same in all matrices of a kernel; with VECTOR = 1 lanes are columns. A load may
-take elements beside the row, never words without an element of it; a store takes none.
+whose heads are the same in all matrices of a kernel; with VECTOR = 1 lanes are columns. Without
+ENDS rows are whole words, which Triton finds out by itself where they are 16 elements and more. A
+load may take elements beside the row, never words without an element of it; a store takes none.
 
 A kernel that walks rows twice tells the L2 cache by EVICTION what it will read again.
 """
@@ -18,39 +19,41 @@ import triton.language as tl
 
 
 @triton.jit
-def program_rows(n_rows, BLOCK_ROWS: tl.constexpr):
-    """Outer index and row indices of this program, int64: times a stride they pass 2**31."""
+def block_rows(block, n_rows, BLOCK_ROWS: tl.constexpr):
+    """Outer index and row indices of a block, int64: times a stride they pass 2**31."""
     blocks = tl.cdiv(n_rows, BLOCK_ROWS)
-    program = tl.program_id(0).to(tl.int64)
-    rows = (program % blocks) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    return program // blocks, rows
+    block = block.to(tl.int64)
+    rows = (block % blocks) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    return block // blocks, rows
 
 
 @triton.jit
-def row_places(n_rows, BLOCK_ROWS: tl.constexpr, strides, VECTOR: tl.constexpr):
-    """Where this program's rows lie: outer index, rows, and how much of a word is before each."""
-    outer, rows = program_rows(n_rows, BLOCK_ROWS)
+def row_places(block, n_rows, BLOCK_ROWS: tl.constexpr, strides, VECTOR: tl.constexpr):
+    """Where a block's rows lie: outer index, rows, and how much of a word is before each."""
+    outer, rows = block_rows(block, n_rows, BLOCK_ROWS)
     heads = ((outer * strides[0] + rows * strides[1]) % VECTOR).to(tl.int32)
     return outer, rows, heads, rows < n_rows
 
 
 @triton.jit
-def tile_columns(start, places, n_cols, BLOCK_COLS: tl.constexpr, VECTOR: tl.constexpr):
+def tile_columns(
+    start, places, n_cols, BLOCK_COLS: tl.constexpr, VECTOR: tl.constexpr, ENDS: tl.constexpr
+):
     """Columns of the tile from a lane on, which of them exist, and their words, for a move."""
     outer, rows, heads, in_rows = places
     in_rows = in_rows[:, None]
     lanes = (start + tl.arange(0, BLOCK_COLS))[None, :]
     # one row of columns for all rows, as class weights are
     cols = lanes
-    in_tile = in_rows & (lanes < n_cols)
+    # bounds that are multiples of a word tell the compiler that the masks divide none
+    in_tile = in_rows & (lanes < n_cols // VECTOR * VECTOR)
     touched = in_tile
     whole = in_tile
-    if VECTOR > 1:
+    if ENDS:
         head = heads[:, None]
         end = head + n_cols
         cols = lanes - head
         in_tile = in_rows & (lanes >= head) & (lanes < end)
-        # bounds that are multiples of a word tell the compiler that the masks divide none
         touched = in_rows & (lanes < tl.cdiv(end, VECTOR) * VECTOR)
         first_whole = tl.cdiv(head, VECTOR) * VECTOR
         whole = in_rows & (lanes >= first_whole) & (lanes < end // VECTOR * VECTOR)
@@ -67,24 +70,38 @@ def tile_offsets(outer, rows, lanes, strides, VECTOR: tl.constexpr):
 
 @triton.jit
 def load_tile(
-    ptr, strides, words, VECTOR: tl.constexpr, EVICTION: tl.constexpr = None, wanted_rows=None
+    ptr,
+    strides,
+    words,
+    VECTOR: tl.constexpr,
+    EVICTION: tl.constexpr = None,
+    wanted_rows=None,
+    OTHER: tl.constexpr = 0.0,
 ):
-    """Elements of a tile, 0 in rows and words that are not there, anything beside a row."""
+    """Elements of a tile, OTHER in rows and words that are not there, anything beside a row."""
     outer, rows, lanes, _, touched, _ = words
     if wanted_rows is not None:
         touched = touched & wanted_rows[:, None]
     offsets = tile_offsets(outer, rows, lanes, strides, VECTOR)
-    return tl.load(ptr + offsets, mask=touched, other=0.0, eviction_policy=EVICTION)
+    return tl.load(ptr + offsets, mask=touched, other=OTHER, eviction_policy=EVICTION)
 
 
 @triton.jit
-def store_tile(ptr, strides, words, value, VECTOR: tl.constexpr, EVICTION: tl.constexpr = None):
+def store_tile(
+    ptr,
+    strides,
+    words,
+    value,
+    VECTOR: tl.constexpr,
+    ENDS: tl.constexpr,
+    EVICTION: tl.constexpr = None,
+):
     """Write the elements of a tile that exist."""
     outer, rows, lanes, in_tile, _, whole = words
     ptrs = ptr + tile_offsets(outer, rows, lanes, strides, VECTOR)
     tl.store(ptrs, value, mask=whole, eviction_policy=EVICTION)
-    if VECTOR > 1:
-        # the two ends of a row, which share their words with its neighbours
+    if ENDS:
+        # which share their words with the row's neighbours
         tl.store(ptrs, value, mask=in_tile & ~whole, eviction_policy=EVICTION)
 
 

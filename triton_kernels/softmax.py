@@ -10,7 +10,17 @@ is stored. With LOG the operator is log-softmax: y = log(p).
 import triton
 import triton.language as tl
 
-from triton_kernels.online import finite_shift, fold_total
+from triton_kernels.online import (
+    exact_exp,
+    exp,
+    finite_shift,
+    fold_total,
+    in_lanes,
+    load_logits,
+    log,
+    merge_largest,
+    merge_total,
+)
 from triton_kernels.rows import load_tile, row_places, store_tile, tile_columns
 
 
@@ -24,23 +34,23 @@ def softmax_forward_kernel(
     y_strides,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
+    LANES: tl.constexpr,
     VECTOR: tl.constexpr,
+    ENDS: tl.constexpr,
     COMPUTE_DTYPE: tl.constexpr,
     LOG: tl.constexpr,
 ):
     """y = exp(x - shift) / total."""
-    places = row_places(n_rows, BLOCK_ROWS, x_strides, VECTOR)
-    _, in_tile, words = tile_columns(0, places, n_cols, BLOCK_COLS, VECTOR)
+    places = row_places(tl.program_id(0), n_rows, BLOCK_ROWS, x_strides, VECTOR)
+    _, _, words = tile_columns(0, places, n_cols, BLOCK_COLS, VECTOR, ENDS)
 
-    x = load_tile(x_ptr, x_strides, words, VECTOR).to(COMPUTE_DTYPE)
-    # what lies beside the row adds exp(-inf) = 0 to the sum
-    x = tl.where(in_tile, x, -float("inf"))
+    x = load_logits(x_ptr, x_strides, words, True, COMPUTE_DTYPE, VECTOR, ENDS, (1.0, None))
     x = x - finite_shift(tl.max(x, axis=1))[:, None]
-    exp_x = tl.exp(x)
+    exp_x = exp(x)
     total = tl.sum(exp_x, axis=1)[:, None]
-    y = x - tl.log(total) if LOG else exp_x / total
+    y = x - log(total) if LOG else exp_x * (1.0 / total)
 
-    store_tile(y_ptr, y_strides, words, y, VECTOR)
+    store_tile(y_ptr, y_strides, words, y, VECTOR, ENDS)
 
 
 @triton.jit
@@ -53,28 +63,38 @@ def softmax_forward_online_kernel(
     y_strides,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
+    LANES: tl.constexpr,
     VECTOR: tl.constexpr,
+    ENDS: tl.constexpr,
     COMPUTE_DTYPE: tl.constexpr,
     LOG: tl.constexpr,
 ):
     """y = exp(x - shift) / total, for rows longer than a block."""
-    places = row_places(n_rows, BLOCK_ROWS, x_strides, VECTOR)
-    largest = tl.full((BLOCK_ROWS,), -float("inf"), COMPUTE_DTYPE)
-    total = tl.zeros((BLOCK_ROWS,), COMPUTE_DTYPE)
+    places = row_places(tl.program_id(0), n_rows, BLOCK_ROWS, x_strides, VECTOR)
+    largest = tl.full((BLOCK_ROWS, LANES), -float("inf"), COMPUTE_DTYPE)
+    total = tl.zeros((BLOCK_ROWS, LANES), COMPUTE_DTYPE)
 
     for start in range(0, n_cols + VECTOR - 1, BLOCK_COLS):
-        _, in_tile, words = tile_columns(start, places, n_cols, BLOCK_COLS, VECTOR)
-        x = load_tile(x_ptr, x_strides, words, VECTOR, "evict_last").to(COMPUTE_DTYPE)
-        x = tl.where(in_tile, x, -float("inf"))
-        largest, total = fold_total(x, largest, total)
+        _, _, words = tile_columns(start, places, n_cols, BLOCK_COLS, VECTOR, ENDS)
+        is_edge = (start == 0) | (start + BLOCK_COLS > n_cols)
+        x = load_logits(
+            x_ptr, x_strides, words, is_edge, COMPUTE_DTYPE, VECTOR, ENDS, (1.0, None), "evict_last"
+        )
+        largest, total = fold_total(in_lanes(x, LANES), largest, total)
 
-    shift = finite_shift(largest)[:, None]
-    total = total[:, None]
-    for start in range(0, n_cols + VECTOR - 1, BLOCK_COLS):
-        _, _, words = tile_columns(start, places, n_cols, BLOCK_COLS, VECTOR)
-        x = load_tile(x_ptr, x_strides, words, VECTOR, "evict_first").to(COMPUTE_DTYPE) - shift
-        y = x - tl.log(total) if LOG else tl.exp(x) / total
-        store_tile(y_ptr, y_strides, words, y, VECTOR, "evict_first")
+    shift = finite_shift(merge_largest(largest))
+    total = merge_total(largest, total, shift)
+    shift = shift[:, None]
+    log_total = log(total)[:, None]
+    factor = (1.0 / total)[:, None]
+    # the other way round: what was read last is most likely to be in the cache
+    n_blocks = tl.cdiv(n_cols + VECTOR - 1, BLOCK_COLS)
+    for block in range(n_blocks):
+        start = (n_blocks - 1 - block) * BLOCK_COLS
+        _, _, words = tile_columns(start, places, n_cols, BLOCK_COLS, VECTOR, ENDS)
+        x = load_tile(x_ptr, x_strides, words, VECTOR, "evict_first").to(COMPUTE_DTYPE)
+        y = (x - shift) - log_total if LOG else exp(x - shift) * factor
+        store_tile(y_ptr, y_strides, words, y, VECTOR, ENDS, "evict_first")
 
 
 @triton.jit
@@ -87,21 +107,26 @@ def softmax_backward_kernel(
     strides,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
+    LANES: tl.constexpr,
     VECTOR: tl.constexpr,
+    ENDS: tl.constexpr,
     COMPUTE_DTYPE: tl.constexpr,
     LOG: tl.constexpr,
 ):
     """dx = y * (dy - sum(y * dy)), or dy - exp(y) * sum(dy) with LOG."""
     dy_strides, y_strides, dx_strides = strides
-    places = row_places(n_rows, BLOCK_ROWS, y_strides, VECTOR)
-    _, in_tile, words = tile_columns(0, places, n_cols, BLOCK_COLS, VECTOR)
+    places = row_places(tl.program_id(0), n_rows, BLOCK_ROWS, y_strides, VECTOR)
+    _, in_tile, words = tile_columns(0, places, n_cols, BLOCK_COLS, VECTOR, ENDS)
 
     y = load_tile(y_ptr, y_strides, words, VECTOR).to(COMPUTE_DTYPE)
     dy = load_tile(dy_ptr, dy_strides, words, VECTOR).to(COMPUTE_DTYPE)
-    total = tl.sum(tl.where(in_tile, dy if LOG else dy * y, 0.0), axis=1)[:, None]
-    dx = dy - tl.exp(y) * total if LOG else y * (dy - total)
+    summand = dy if LOG else dy * y
+    if ENDS:
+        summand = tl.where(in_tile, summand, 0.0)
+    total = tl.sum(summand, axis=1)[:, None]
+    dx = dy - exact_exp(y) * total if LOG else y * (dy - total)
 
-    store_tile(dx_ptr, dx_strides, words, dx, VECTOR)
+    store_tile(dx_ptr, dx_strides, words, dx, VECTOR, ENDS)
 
 
 @triton.jit
@@ -114,25 +139,33 @@ def softmax_backward_online_kernel(
     strides,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
+    LANES: tl.constexpr,
     VECTOR: tl.constexpr,
+    ENDS: tl.constexpr,
     COMPUTE_DTYPE: tl.constexpr,
     LOG: tl.constexpr,
 ):
     """dx = y * (dy - sum(y * dy)), or dy - exp(y) * sum(dy) with LOG."""
     dy_strides, y_strides, dx_strides = strides
-    places = row_places(n_rows, BLOCK_ROWS, y_strides, VECTOR)
-    total = tl.zeros((BLOCK_ROWS,), COMPUTE_DTYPE)
+    places = row_places(tl.program_id(0), n_rows, BLOCK_ROWS, y_strides, VECTOR)
+    total = tl.zeros((BLOCK_ROWS, LANES), COMPUTE_DTYPE)
 
     for start in range(0, n_cols + VECTOR - 1, BLOCK_COLS):
-        _, in_tile, words = tile_columns(start, places, n_cols, BLOCK_COLS, VECTOR)
+        _, in_tile, words = tile_columns(start, places, n_cols, BLOCK_COLS, VECTOR, ENDS)
         dy = load_tile(dy_ptr, dy_strides, words, VECTOR, "evict_last").to(COMPUTE_DTYPE)
         if not LOG:
             dy *= load_tile(y_ptr, y_strides, words, VECTOR, "evict_last").to(COMPUTE_DTYPE)
-        total += tl.sum(tl.where(in_tile, dy, 0.0), axis=1)
+        if ENDS:
+            dy = tl.where(in_tile, dy, 0.0)
+        total += tl.sum(in_lanes(dy, LANES), axis=2)
 
-    for start in range(0, n_cols + VECTOR - 1, BLOCK_COLS):
-        _, _, words = tile_columns(start, places, n_cols, BLOCK_COLS, VECTOR)
+    total = tl.sum(total, axis=1)
+    # the other way round: what was read last is most likely to be in the cache
+    n_blocks = tl.cdiv(n_cols + VECTOR - 1, BLOCK_COLS)
+    for block in range(n_blocks):
+        start = (n_blocks - 1 - block) * BLOCK_COLS
+        _, _, words = tile_columns(start, places, n_cols, BLOCK_COLS, VECTOR, ENDS)
         y = load_tile(y_ptr, y_strides, words, VECTOR, "evict_first").to(COMPUTE_DTYPE)
         dy = load_tile(dy_ptr, dy_strides, words, VECTOR, "evict_first").to(COMPUTE_DTYPE)
-        dx = dy - tl.exp(y) * total[:, None] if LOG else y * (dy - total[:, None])
-        store_tile(dx_ptr, dx_strides, words, dx, VECTOR, "evict_first")
+        dx = dy - exact_exp(y) * total[:, None] if LOG else y * (dy - total[:, None])
+        store_tile(dx_ptr, dx_strides, words, dx, VECTOR, ENDS, "evict_first")

@@ -11,17 +11,50 @@ from typing import NamedTuple
 MIN_TILE_BYTES = 8 * 1024
 # half of an SM's 256 KiB of registers, so that the other half is left for addresses and results
 MAX_TILE_BYTES = 128 * 1024
-# a block of a walked row: several programs share an SM and hide each other's loads. A row that is
-# walked twice has larger ones, so that one or two programs fill an SM, and the L2 cache holds their
-# rows until they come back
-WALK_TILE_BYTES = 32 * 1024
+# of a thread: 32 numbers of float32, enough to hide what it does once for a row
+THREAD_BYTES = 128
+MIN_WARPS, MAX_WARPS = 4, 32
 # neighbouring rows make up 64-byte memory sectors where the class axis itself has gaps
 MIN_ADJACENT_ROWS = 32
 
-# the widest access of a thread
+# the widest access of a thread, and what it moves of the narrowest elements
 WORD_BYTES = 16
+WORD_ELEMENTS = 8
 # of shorter rows the two ends, which are moved element by element, are too large a part
 MIN_WORDS = 16
+
+# of adjacent rows a tile of two warps, 32 numbers for each thread
+ADJACENT_ROWS = 512
+ADJACENT_BYTES = 8 * 1024
+
+# of packed rows a thread holds one each, with all its columns
+MAX_PACKED_COLS = 32
+PACKED_ROWS = 128
+
+# targets that a program counts at a time
+COUNTED_ROWS = 4096
+# programs that count, whose sums every other program adds up: few, and for many rows more
+FEW_COUNTS, MAX_COUNTS = 32, 128
+
+# programs that share more blocks than these, for the largest GPU several to a multiprocessor
+MAX_SHARED_PROGRAMS = 1024
+
+
+class Walk(NamedTuple):
+    """A block of a row that no block holds: the registers of one program, and its warps."""
+
+    tile_bytes: int
+    num_warps: int
+
+
+# several programs share an SM and hide each other's loads
+WALK = Walk(16 * 1024, 4)
+# for two walks one program has all threads of an SM: the rows of all SMs together, 34 MB of 131072
+# bfloat16 on an H200, stay in the L2 cache until they are read again
+WALK_TWICE = Walk(64 * 1024, MAX_WARPS)
+# of two matrices as many elements; of float64, which takes two registers, half the threads
+WALK_BACKWARD = Walk(128 * 1024, MAX_WARPS)
+WALK_FLOAT64 = Walk(64 * 1024, MAX_WARPS // 2)
 
 
 class Tiling(NamedTuple):
@@ -39,7 +72,8 @@ def row_tiling(
     *,
     adjacent_rows: bool,
     max_tile_bytes: int = MAX_TILE_BYTES,
-    walk_tile_bytes: int = WALK_TILE_BYTES,
+    min_tile_bytes: int = MIN_TILE_BYTES,
+    walk: Walk = WALK,
 ) -> Tiling:
     """Choose the tile for ``n_rows`` rows of ``n_cols`` columns.
 
@@ -50,24 +84,46 @@ def row_tiling(
         adjacent_rows: Neighbours in memory are rows, not columns: the class axis has gaps, and
             only a tile of many rows reads whole memory sectors.
         max_tile_bytes: Registers for a tile that holds whole rows.
-        walk_tile_bytes: Registers for a block of a longer row.
+        min_tile_bytes: Registers of the tile in which short rows are together.
+        walk: How longer rows are walked.
     """
     held_bytes = next_power_of_2(held_bytes)
-    wanted_rows = MIN_ADJACENT_ROWS if adjacent_rows else 1
     block_cols = next_power_of_2(n_cols)
-    if wanted_rows * block_cols * held_bytes > max_tile_bytes:
-        # adjacent rows are many at once anyway, and their offsets take registers of their own
-        walk_tile_bytes = WALK_TILE_BYTES if adjacent_rows else walk_tile_bytes
-        block_cols = walk_tile_bytes // (wanted_rows * held_bytes)
-    block_rows = max(wanted_rows, MIN_TILE_BYTES // (block_cols * held_bytes))
-    block_rows = min(block_rows, next_power_of_2(n_rows))
-    return Tiling(block_rows, block_cols, warps(block_rows * block_cols, held_bytes))
+    if adjacent_rows:
+        return adjacent_tiling(n_rows, block_cols, held_bytes)
+    if block_cols * held_bytes > max_tile_bytes:
+        elements = max(walk.tile_bytes // held_bytes, WORD_ELEMENTS * 32 * walk.num_warps)
+        return Tiling(1, elements, walk.num_warps)
+    block_rows = min(max(1, min_tile_bytes // (block_cols * held_bytes)), next_power_of_2(n_rows))
+    elements = block_rows * block_cols
+    num_warps = min(elements * held_bytes // THREAD_BYTES, elements // WORD_ELEMENTS) // 32
+    return Tiling(block_rows, block_cols, min(max(num_warps, MIN_WARPS), MAX_WARPS))
 
 
-def warps(elements: int, held_bytes: int) -> int:
-    """Warps for a tile: 128 bytes and 8 elements a thread, at least 4 warps and at most 16."""
-    # 8 bfloat16 are a word of 16 bytes
-    return min(max(min(elements * held_bytes // 4096, elements // 256), 4), 16)
+def adjacent_tiling(n_rows: int, block_cols: int, held_bytes: int) -> Tiling:
+    """Choose the tile for rows that are neighbours in memory.
+
+    Each of 64 threads has a word of rows and 4 of their columns, so that none needs another for its
+    sums: the rows of one program are walked, and found in the L1 cache when they are read again.
+    """
+    block_rows = min(ADJACENT_ROWS, next_power_of_2(n_rows))
+    elements = max(ADJACENT_BYTES // held_bytes, WORD_ELEMENTS * 64)
+    return Tiling(block_rows, min(block_cols, max(1, elements // block_rows)), 2)
+
+
+def packed_tiling(n_cols: int) -> Tiling:
+    """Choose the tile for packed rows of at most MAX_PACKED_COLS columns."""
+    return Tiling(PACKED_ROWS, next_power_of_2(n_cols), PACKED_ROWS // 32)
+
+
+def fold_lanes(tiling: Tiling, element_bytes: int) -> int:
+    """Parts of a block of columns, each of which one thread holds.
+
+    In a tile of many rows that is a row; else it is the word that a thread loads at once.
+    """
+    if tiling.block_rows >= MIN_ADJACENT_ROWS:
+        return 1
+    return max(1, tiling.block_cols * element_bytes // WORD_BYTES)
 
 
 def word_elements(
@@ -84,14 +140,24 @@ def word_elements(
     elements = WORD_BYTES // element_bytes
     sizes = [n_cols, *(stride for matrix in strides for stride in matrix[:2])]
     # multiples of 16 Triton finds out by itself
-    aligned = all(size % 16 == 0 for size in sizes)
-    longer_block = next_power_of_2(n_cols + elements - 1) > next_power_of_2(n_cols)
-    if aligned or longer_block or n_cols < MIN_WORDS * elements:
+    if all(size % 16 == 0 for size in sizes):
         return 1
+    if has_ends(n_cols, strides, elements):
+        longer_block = next_power_of_2(n_cols + elements - 1) > next_power_of_2(n_cols)
+        if longer_block or n_cols < MIN_WORDS * elements:
+            return 1
     heads = {tuple(stride % elements for stride in matrix[:2]) for matrix in strides}
     in_words = all(address % WORD_BYTES == 0 for address in addresses)
     side_by_side = all(matrix[2] == 1 for matrix in strides)
     return elements if len(heads) == 1 and in_words and side_by_side else 1
+
+
+def has_ends(n_cols: int, strides: list[tuple[int, ...]], elements: int) -> bool:
+    """Whether some row begins or ends inside a word of so many elements."""
+    return any(
+        size % elements
+        for size in (n_cols, *(stride for matrix in strides for stride in matrix[:2]))
+    )
 
 
 def cdiv(numerator: int, denominator: int) -> int:

@@ -7,11 +7,10 @@ and for what it does not serve, the loss is composed of PyTorch's operators.
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from torch_softmax._cpu.cross_entropy_block import class_error
 from torch_softmax._options import LossOptions
-from torch_softmax._rows import folded_batch
+from torch_softmax._rows import folded_batch, lies_in_memory
 
 try:
     from torch_softmax._cpu import compiled
@@ -31,23 +30,11 @@ def has_compiled_loss(
         and options.softcap is None
         and options.logit_scale == 1
         and not target.dtype.is_floating_point
-        and _lies_in_memory(logits)
-        and _lies_in_memory(target)
-        and (class_weight is None or _lies_in_memory(class_weight))
+        and lies_in_memory(logits)
+        and lies_in_memory(target)
+        and (class_weight is None or lies_in_memory(class_weight))
         and logits.numel() > 0
         and (logits.dim() <= 2 or folded_batch(logits) is not None)
-    )
-
-
-def _lies_in_memory(x: Tensor) -> bool:
-    """Whether the elements are what the memory at ``data_ptr`` holds."""
-    return (
-        type(x) in (Tensor, Parameter)
-        and x.layout is torch.strided
-        # of a tensor that is traced, or whose storage has been freed, there is no memory
-        and x.data_ptr() != 0
-        and not x.is_neg()
-        and not x._is_zerotensor()
     )
 
 

@@ -12,6 +12,7 @@ from torch_softmax._launch.cross_entropy import (
     launch_cross_entropy_step,
     launch_cross_entropy_step_inplace,
 )
+from torch_softmax._launch.cross_entropy_loss import launch_cross_entropy_loss
 from torch_softmax._launch.scale import launch_scale_inplace
 from torch_softmax._launch.softmax import (
     launch_log_softmax_backward,
@@ -24,6 +25,7 @@ __all__ = [
     "launch_cross_entropy_backward",
     "launch_cross_entropy_backward_inplace",
     "launch_cross_entropy_forward",
+    "launch_cross_entropy_loss",
     "launch_cross_entropy_step",
     "launch_cross_entropy_step_inplace",
     "launch_log_softmax_backward",

@@ -1,5 +1,6 @@
 """Launchers of cross-entropy, against class indices and against probabilities."""
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -7,6 +8,7 @@ from torch import Tensor
 from torch_softmax._launch.start import Rows
 from torch_softmax._rows import (
     RowOutputs,
+    contiguous,
     empty_row_outputs,
     empty_rows_like,
     gradient_in_lse,
@@ -16,15 +18,14 @@ from triton_kernels.cross_entropy import (
     cross_entropy_backward_kernel,
     cross_entropy_forward_kernel,
 )
-from triton_kernels.cross_entropy_step import (
-    cross_entropy_step_kernel,
-    cross_entropy_step_online_kernel,
-)
 from triton_kernels.soft_cross_entropy import (
     soft_cross_entropy_backward_kernel,
     soft_cross_entropy_forward_kernel,
 )
-from triton_kernels.tiling import WALK_TILE_BYTES
+from triton_kernels.tiling import WALK
+
+# these kernels walk rows once, or take them block by block, and need not hold any as a whole
+_rows = partial(Rows, max_tile_bytes=WALK.tile_bytes)
 
 
 def launch_cross_entropy_forward(
@@ -48,21 +49,22 @@ def launch_cross_entropy_forward(
     # the logits, and what each further sum holds beside them while a block is folded in
     held_values = 1 + (smooth is not None) + (mass is not None) + 2 * with_entropy
     if mass is None:
-        kernel, rows = cross_entropy_forward_kernel, Rows(logits, held_values=held_values)
+        kernel, rows = cross_entropy_forward_kernel, _rows(logits, held_values=held_values)
         logits_rows, target_rows = rows.folded[0], target.contiguous()
     else:
         kernel, row_outputs = soft_cross_entropy_forward_kernel, (*row_outputs, mass)
-        rows = Rows(logits, target, held_values=held_values)
+        rows = _rows(logits, target, held_values=held_values)
         logits_rows, target_rows = rows.folded
     rows.start(
         kernel,
         logits_rows,
         target_rows,
-        _contiguous(class_weight),
+        contiguous(class_weight),
         row_outputs,
         rows.n_rows,
         rows.n_cols,
         *(matrix.stride() for matrix in rows.folded),
+        LANES=rows.lanes,
         CAP=(logit_scale, softcap),
     )
     return outputs
@@ -99,19 +101,19 @@ def _launch_backward_into(
     held_values = 1 + soft + (s is not None) + (e is not None)
     if soft:
         kernel = soft_cross_entropy_backward_kernel
-        rows = Rows(logits, target, dlogits, held_values=held_values, whole_rows=False)
+        rows = _rows(logits, target, dlogits, held_values=held_values)
         logits_rows, target_rows, dlogits_rows = rows.folded
     else:
         kernel, target_rows = cross_entropy_backward_kernel, target.contiguous()
-        rows = Rows(logits, dlogits, held_values=held_values, whole_rows=False)
+        rows = _rows(logits, dlogits, held_values=held_values)
         logits_rows, dlogits_rows = rows.folded
     rows.start(
         kernel,
         logits_rows,
         target_rows,
-        _contiguous(class_weight),
+        contiguous(class_weight),
         # autograd hands out expanded gradients (stride 0) for .sum(); vectors are contiguous here
-        tuple(_contiguous(vector) for vector in (normalizer, a, b, s, e)),
+        tuple(contiguous(vector) for vector in (normalizer, a, b, s, e)),
         dlogits_rows,
         rows.n_rows,
         rows.n_cols,
@@ -143,36 +145,11 @@ def _launch_step_into(
     logit_scale: float,
     softcap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if target.is_floating_point():
-        # two kernels: rare, and a fused one would hold the targets beside the logits
-        options = (logit_scale, softcap)
-        outputs = launch_cross_entropy_forward(logits, target, class_weight, *options, False)
-        a = gradient_in_lse(b * outputs.mass, class_weight, s, z, outputs.lse)
-        coefficients = (outputs.normalizer, a, b, s, None)
-        _launch_backward_into(dlogits, logits, target, class_weight, *coefficients, *options)
-        return outputs.nll, outputs.smooth, outputs.lse
-
-    outputs = empty_row_outputs(logits, target, class_weight, with_entropy=False)
-    losses = (outputs.nll, outputs.smooth, outputs.lse)
-    if logits.numel() == 0:
-        return losses
-    held_values = 1 + (class_weight is not None) + (softcap is not None)
-    rows = Rows(logits, dlogits, held_values=held_values, walk_tile_bytes=2 * WALK_TILE_BYTES)
-    logits_rows, dlogits_rows = rows.folded
-    rows.start(
-        cross_entropy_step_kernel if rows.col_blocks == 1 else cross_entropy_step_online_kernel,
-        logits_rows,
-        target.contiguous(),
-        _contiguous(class_weight),
-        (*losses, *(_contiguous(vector) for vector in (b, s, z))),
-        dlogits_rows,
-        rows.n_rows,
-        rows.n_cols,
-        (logits_rows.stride(), dlogits_rows.stride()),
-        CAP=(logit_scale, softcap),
-    )
-    return losses
-
-
-def _contiguous(vector: Tensor | None) -> Tensor | None:
-    return None if vector is None else vector.contiguous()
+    # two kernels; against class indices launch_cross_entropy_loss has one
+    options = (logit_scale, softcap)
+    outputs = launch_cross_entropy_forward(logits, target, class_weight, *options, False)
+    mass = outputs.mass if target.is_floating_point() else 1
+    a = gradient_in_lse(b * mass, class_weight, s, z, outputs.lse)
+    coefficients = (outputs.normalizer, a, b, s, None)
+    _launch_backward_into(dlogits, logits, target, class_weight, *coefficients, *options)
+    return outputs.nll, outputs.smooth, outputs.lse

@@ -2,23 +2,31 @@
 
 from torch import Tensor
 
-from torch_softmax._launch.start import Rows
-from torch_softmax._rows import compute_dtype
+from torch_softmax._launch.start import Rows, start
 from triton_kernels.scale import scale_kernel
+from triton_kernels.tiling import MAX_SHARED_PROGRAMS, WALK
 
 
 def launch_scale_inplace(x: Tensor, factor: Tensor) -> None:
     """x *= factor."""
     if x.numel() == 0:
         return
-    rows = Rows(x, held_values=1, whole_rows=False)
+    rows = Rows(x, held_values=1, max_tile_bytes=WALK.tile_bytes)
     (x_rows,) = rows.folded
-    rows.start(
+    n_blocks = rows.row_blocks * rows.col_blocks
+    start(
         scale_kernel,
+        (min(n_blocks, MAX_SHARED_PROGRAMS),),
+        x.device,
         x_rows,
-        factor.to(compute_dtype(x.dtype)),
+        factor,
         rows.n_rows,
         rows.n_cols,
+        n_blocks,
         x_rows.stride(),
-        col_blocks=rows.col_blocks,
+        BLOCK_ROWS=rows.tiling.block_rows,
+        BLOCK_COLS=rows.tiling.block_cols,
+        VECTOR=rows.vector,
+        ENDS=rows.has_ends,
+        num_warps=rows.tiling.num_warps,
     )

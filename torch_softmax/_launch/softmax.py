@@ -12,7 +12,7 @@ from triton_kernels.softmax import (
     softmax_forward_kernel,
     softmax_forward_online_kernel,
 )
-from triton_kernels.tiling import WALK_TILE_BYTES
+from triton_kernels.tiling import WALK_BACKWARD, WALK_TWICE
 
 
 def launch_softmax_forward(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -39,7 +39,7 @@ def _launch_forward(x: Tensor, dtype: torch.dtype, *, log: bool) -> Tensor:
     y = empty_rows_like(x, dtype)
     if x.numel() == 0:
         return y
-    rows = Rows(x, y, held_values=1, walk_tile_bytes=2 * WALK_TILE_BYTES)
+    rows = Rows(x, y, held_values=1, walk=WALK_TWICE)
     x_rows, y_rows = rows.folded
     rows.start(
         softmax_forward_kernel if rows.col_blocks == 1 else softmax_forward_online_kernel,
@@ -49,6 +49,7 @@ def _launch_forward(x: Tensor, dtype: torch.dtype, *, log: bool) -> Tensor:
         rows.n_cols,
         x_rows.stride(),
         y_rows.stride(),
+        LANES=rows.lanes,
         COMPUTE_DTYPE=_triton_compute_dtype(x.dtype, dtype),
         LOG=log,
     )
@@ -59,7 +60,7 @@ def _launch_backward(dy: Tensor, y: Tensor, dtype: torch.dtype, *, log: bool) ->
     dx = empty_rows_like(y, dtype)
     if y.numel() == 0:
         return dx
-    rows = Rows(y, dy, dx, held_values=2, walk_tile_bytes=4 * WALK_TILE_BYTES)
+    rows = Rows(y, dy, dx, held_values=2, walk=WALK_BACKWARD)
     y_rows, dy_rows, dx_rows = rows.folded
     rows.start(
         softmax_backward_kernel if rows.col_blocks == 1 else softmax_backward_online_kernel,
@@ -69,6 +70,7 @@ def _launch_backward(dy: Tensor, y: Tensor, dtype: torch.dtype, *, log: bool) ->
         rows.n_rows,
         rows.n_cols,
         (dy_rows.stride(), y_rows.stride(), dx_rows.stride()),
+        LANES=rows.lanes,
         COMPUTE_DTYPE=_triton_compute_dtype(y.dtype, dtype),
         LOG=log,
     )

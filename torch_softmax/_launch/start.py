@@ -8,9 +8,16 @@ from torch import Tensor
 
 from torch_softmax._rows import folded_batch
 from triton_kernels.tiling import (
+    MAX_PACKED_COLS,
     MAX_TILE_BYTES,
-    WALK_TILE_BYTES,
+    MIN_TILE_BYTES,
+    WALK,
+    WORD_BYTES,
+    Walk,
     cdiv,
+    fold_lanes,
+    has_ends,
+    packed_tiling,
     row_tiling,
     word_elements,
 )
@@ -26,12 +33,15 @@ class Rows:
         self,
         *matrices: Tensor,
         held_values: int,
-        whole_rows: bool = True,
-        walk_tile_bytes: int = WALK_TILE_BYTES,
+        max_tile_bytes: int = MAX_TILE_BYTES,
+        min_tile_bytes: int = MIN_TILE_BYTES,
+        walk: Walk = WALK,
+        may_be_packed: bool = False,
     ) -> None:
         """Fold ``matrices`` for a kernel that holds ``held_values`` numbers for each element.
 
-        One that needs no ``whole_rows`` has blocks of columns where it would hold long rows.
+        The other numbers are those of ``row_tiling``. Rows of few classes that lie without gaps are
+        packed, where there is a kernel for them.
         """
         matrix = matrices[0]
         self.folds = folded_batch(matrix) or (1, matrix.shape[:-1].numel())
@@ -40,52 +50,79 @@ class Rows:
         # views wherever they exist
         self.folded = [matrix.reshape(*self.folds, self.n_cols) for matrix in matrices]
         strides = [folded.stride() for folded in self.folded]
-        self.vector = word_elements(
-            self.n_cols,
-            strides,
-            [folded.data_ptr() for folded in self.folded],
-            min(matrix.element_size() for matrix in matrices),
+        addresses = [folded.data_ptr() for folded in self.folded]
+        element_bytes = min(matrix.element_size() for matrix in matrices)
+        self.is_packed = (
+            may_be_packed
+            and self.n_cols <= MAX_PACKED_COLS
+            and self.folds[0] == 1
+            and all(stride[1:] == (self.n_cols, 1) for stride in strides)
+            and all(address % WORD_BYTES == 0 for address in addresses)
         )
-        # the masks of the rows' ends take registers too
-        holds_whole_rows = whole_rows and self.vector == 1
+        if self.is_packed:
+            self.vector, self.has_ends = WORD_BYTES // element_bytes, True
+            self.tiling = packed_tiling(self.n_cols)
+            return
+        self.vector = word_elements(self.n_cols, strides, addresses, element_bytes)
+        self.has_ends = has_ends(self.n_cols, strides, self.vector)
         _, row_stride, col_stride = strides[0]
         self.tiling = row_tiling(
             self.n_rows,
             self.n_lanes,
             held_values * max(4, matrix.element_size()),
             adjacent_rows=0 < row_stride < col_stride,
-            max_tile_bytes=MAX_TILE_BYTES if holds_whole_rows else MAX_TILE_BYTES // 2,
-            walk_tile_bytes=walk_tile_bytes,
+            # the masks of the rows' ends take registers too
+            max_tile_bytes=min(max_tile_bytes, MAX_TILE_BYTES // (2 if self.has_ends else 1)),
+            min_tile_bytes=min_tile_bytes,
+            walk=walk,
         )
 
     @property
     def n_lanes(self) -> int:
         """Columns of a row, and what may lie before them in their first word."""
-        return self.n_cols + self.vector - 1
+        return self.n_cols + (self.vector - 1 if self.has_ends else 0)
+
+    @property
+    def row_blocks(self) -> int:
+        """Programs that cover all rows."""
+        return self.folds[0] * cdiv(self.n_rows, self.tiling.block_rows)
 
     @property
     def col_blocks(self) -> int:
         """Blocks of columns that cover a row; more than one where no block holds it."""
         return cdiv(self.n_lanes, self.tiling.block_cols)
 
+    @property
+    def lanes(self) -> int:
+        """Parts of a block of columns that a thread folds by itself."""
+        return fold_lanes(self.tiling, self.folded[0].element_size())
+
     def start(self, kernel: Kernel, *args: Any, col_blocks: int = 1, **constexprs: Any) -> None:
         """Start ``kernel`` on all rows, on the device where they lie."""
-        row_blocks = self.folds[0] * cdiv(self.n_rows, self.tiling.block_rows)
-        with _current(self.device):
-            kernel[(row_blocks, col_blocks)](
-                *args,
-                BLOCK_ROWS=self.tiling.block_rows,
-                BLOCK_COLS=self.tiling.block_cols,
-                VECTOR=self.vector,
-                num_warps=self.tiling.num_warps,
-                # fixed here because Triton's own default changes between versions
-                enable_fp_fusion=True,
-                **constexprs,
-            )
+        start(
+            kernel,
+            (self.row_blocks, col_blocks),
+            self.device,
+            *args,
+            BLOCK_ROWS=self.tiling.block_rows,
+            BLOCK_COLS=self.tiling.block_cols,
+            VECTOR=self.vector,
+            ENDS=self.has_ends,
+            num_warps=self.tiling.num_warps,
+            **constexprs,
+        )
+
+
+def start(
+    kernel: Kernel, grid: tuple[int, ...], device: torch.device, *args: Any, **options: Any
+) -> None:
+    """Start ``kernel`` on ``device``, which need not be the current one, on which Triton does."""
+    with _current(device):
+        # fixed here because Triton's own default changes between versions
+        kernel[grid](*args, enable_fp_fusion=True, **options)
 
 
 def _current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    # Triton launches on the current device, which need not be the tensor's
     if device.type == "cpu":
         return contextlib.nullcontext()
     return torch.accelerator.device_index(device.index)

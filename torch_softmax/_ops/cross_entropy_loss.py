@@ -6,6 +6,7 @@ gradient or another kind of derivative is asked for, the loss is composed of wha
 :func:`softmax_cross_entropy` returns.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,12 +16,13 @@ from torch.autograd import Function
 from torch_softmax import _cpu
 from torch_softmax._ops.cross_entropy import softmax_cross_entropy
 from torch_softmax._ops.loss_terms import loss_terms
-from torch_softmax._ops.registration import is_eager, register, takes_cpu_path
+from torch_softmax._ops.registration import is_eager, register, takes_cpu_path, takes_kernels
 from torch_softmax._options import LossOptions
 from torch_softmax._rows import (
     RowOutputs,
     empty_row_outputs,
     empty_rows_like,
+    lies_in_memory,
     with_folding_batch,
 )
 
@@ -65,8 +67,9 @@ def cross_entropy_loss(
         logits = logits if inplace else with_folding_batch(logits)
         loss: Tensor = CrossEntropyLossFunction.apply(logits, *args[1:], inplace)
         return loss
-    if is_one_number and not wants_gradient and _is_compiled(logits, target, weight, options):
-        return _cpu.compiled_loss(*args, dlogits=None)
+    fused_loss = _fused_loss(*args[:-1]) if is_one_number and not wants_gradient else None
+    if fused_loss:
+        return fused_loss(*args, dlogits=None)
     return composed_loss(*args, inplace=inplace)[0]
 
 
@@ -134,9 +137,10 @@ def _loss_and_gradient(
     dtype: torch.dtype,
     inplace: bool,
 ) -> tuple[Tensor, Tensor]:
-    if _is_compiled(logits, target, weight, options):
-        dlogits = logits.detach() if inplace else _cpu.empty_result_like(logits, logits.dtype)
-        return _cpu.compiled_loss(logits, target, weight, options, dtype, dlogits), dlogits
+    fused_loss = _fused_loss(logits, target, weight, options)
+    if fused_loss:
+        dlogits = logits.detach() if inplace else _empty_gradient(logits)
+        return fused_loss(logits, target, weight, options, dtype, dlogits), dlogits
     target, class_weight, terms = loss_terms(logits, target, weight, options)
     coefficients = (*terms.coefficients(logits), options.logit_scale, options.softcap)
     if inplace:
@@ -146,10 +150,31 @@ def _loss_and_gradient(
     return terms.of_all(*rows).to(dtype), dlogits
 
 
-def _is_compiled(
+def _fused_loss(
     logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions
-) -> bool:
-    return takes_cpu_path(logits) and _cpu.has_compiled_loss(logits, target, weight, options)
+) -> Callable[..., Tensor] | None:
+    """What reads the logits once and returns the loss itself, where there is such code."""
+    if takes_cpu_path(logits):
+        has_loss = _cpu.has_compiled_loss(logits, target, weight, options)
+        return _cpu.compiled_loss if has_loss else None
+    tensors = [logits, target] if weight is None else [logits, target, weight]
+    if (
+        not takes_kernels(logits)
+        or target.is_floating_point()
+        or logits.numel() == 0
+        or not all(map(lies_in_memory, tensors))
+    ):
+        return None
+    # imported with the first tensor that needs it: the package works where Triton does not
+    from torch_softmax import _launch
+
+    return _launch.launch_cross_entropy_loss
+
+
+def _empty_gradient(logits: Tensor) -> Tensor:
+    if takes_cpu_path(logits):
+        return _cpu.empty_result_like(logits, logits.dtype)
+    return empty_rows_like(logits, logits.dtype)
 
 
 def _gradient(ctx: Any, dloss: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ from torch_softmax import _cpu
 # Triton's interpreter runs the kernels on CPU tensors: how they are tested without a GPU. Triton
 # binds the variable when it is imported, so that it holds for the whole process
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# devices that Triton serves
+TRITON_DEVICES = ("cuda", "xpu")
 
 
 def register(schema: str, fake: Callable[..., Any]) -> Callable[..., Any]:
@@ -35,7 +37,7 @@ def register(schema: str, fake: Callable[..., Any]) -> Callable[..., Any]:
 
     torch.library.define(name, parenthesis + signature)
     torch.library.impl(name, "cpu", run_on_cpu)
-    torch.library.impl(name, ("cuda", "xpu"), launch)
+    torch.library.impl(name, TRITON_DEVICES, launch)
     torch.library.register_fake(name, fake)
     # the derivatives are those of the Functions; PyTorch's stand-in for none costs 15 us a call
     torch.library.impl(name, "Autograd", torch.library.fallthrough_kernel)
@@ -88,6 +90,11 @@ def is_eager() -> bool:
 def takes_cpu_path(x: Tensor) -> bool:
     """Whether operators on ``x`` are those of ``_cpu``."""
     return x.is_cpu and not INTERPRETED
+
+
+def takes_kernels(x: Tensor) -> bool:
+    """Whether operators on ``x`` are Triton kernels."""
+    return x.device.type in TRITON_DEVICES or (x.is_cpu and INTERPRETED)
 
 
 def batch_first(
