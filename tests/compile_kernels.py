@@ -43,10 +43,10 @@ LAYOUTS = {
     "thousand_classes": (256, 1000),
     # rows that begin anywhere
     "odd_classes": (4, 50257),
-    "odd_longest_block": (4, 30001),
+    "odd_longest_block": (4, 15001),
     "one_row_a_program": (2, 4096),
     # as long as a block is where a kernel holds one float32 per element
-    "longest_block": (2, 32768),
+    "longest_block": (2, 16384),
     "longer_than_a_block": (2, 131072),
     "channels_first": (2, 19, 4096),
     "many_channels_first": (2, 4096, 64),

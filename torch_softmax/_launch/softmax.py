@@ -12,7 +12,7 @@ from triton_kernels.softmax import (
     softmax_forward_kernel,
     softmax_forward_online_kernel,
 )
-from triton_kernels.tiling import WALK_BACKWARD, WALK_TWICE
+from triton_kernels.tiling import MAX_TILE_BYTES, WALK_BACKWARD, WALK_TWICE
 
 
 def launch_softmax_forward(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -60,7 +60,7 @@ def _launch_backward(dy: Tensor, y: Tensor, dtype: torch.dtype, *, log: bool) ->
     dx = empty_rows_like(y, dtype)
     if y.numel() == 0:
         return dx
-    rows = Rows(y, dy, dx, held_values=2, walk=WALK_BACKWARD)
+    rows = Rows(y, dy, dx, held_values=2, max_tile_bytes=2 * MAX_TILE_BYTES, walk=WALK_BACKWARD)
     y_rows, dy_rows, dx_rows = rows.folded
     rows.start(
         softmax_backward_kernel if rows.col_blocks == 1 else softmax_backward_online_kernel,

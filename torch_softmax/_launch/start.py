@@ -72,7 +72,7 @@ class Rows:
             held_values * max(4, matrix.element_size()),
             adjacent_rows=0 < row_stride < col_stride,
             # the masks of the rows' ends take registers too
-            max_tile_bytes=min(max_tile_bytes, MAX_TILE_BYTES // (2 if self.has_ends else 1)),
+            max_tile_bytes=max_tile_bytes // (2 if self.has_ends else 1),
             min_tile_bytes=min_tile_bytes,
             walk=walk,
         )
