@@ -474,6 +474,12 @@ class Classifier(nn.Module):
         # the loss is a small difference of logits, which bf16 would round away
         return logits.float()
 
+    def features(self, images: Tensor) -> Tensor:
+        """What the convolutions see in each quarter of the images: float32 rows of length 1."""
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.use_bf16):
+            maps = self.layers[:4](images.float() / 255)
+        return F.normalize(F.adaptive_avg_pool2d(maps.float(), 2).flatten(1), dim=1)
+
 
 def join_processes(device: torch.device) -> None:
     """Meet the other processes that torchrun started, if it did."""
@@ -573,17 +579,24 @@ class Calibration(NamedTuple):
     """What the images that were kept out of training tell: how sure to be, and what is usual."""
 
     temperature: float
-    usual: Tensor  # the images in coarse pixels
-    farthest: float  # that all but 1 % of them lie from their nearest other one
+    pixels: Tensor  # the images in coarse pixels
+    farthest_pixels: float  # that all but 1 % of them lie from their nearest other one
+    features: Tensor
+    farthest_features: float  # as before, all but 0.5 %
 
-    def is_unusual(self, images: Tensor) -> Tensor:
+    def is_unusual(self, model: Classifier, images: Tensor) -> Tensor:
         """Whether each image resembles none of the usual ones.
 
-        This finds noise, writing and line drawings, of which the probabilities say nothing, since
-        they sum to 1 whatever the image is. It finds no filled circle: that could be a bag.
+        Of noise, writing, faces and stars the probabilities say nothing, since they sum to 1
+        whatever the image is. Noise lies far in its pixels, and a face in what the model sees; a
+        filled rectangle may lie near in either: that could be a bag. See Sun et al.,
+        "Out-of-distribution detection with deep nearest neighbors" (2022).
         """
-        nearest = torch.cdist(coarsen(images), self.usual).amin(dim=1)
-        return (nearest > self.farthest) | (images.amax(dim=(1, 2, 3)) == 0)
+        return (
+            (nearest(coarsen(images), self.pixels) > self.farthest_pixels)
+            | (nearest(compute_features(model, images), self.features) > self.farthest_features)
+            | (images.amax(dim=(1, 2, 3)) == 0)
+        )
 
 
 def coarsen(images: Tensor) -> Tensor:
@@ -591,12 +604,37 @@ def coarsen(images: Tensor) -> Tensor:
     return F.avg_pool2d(images.float() / 255, kernel_size=2).flatten(1)
 
 
-def calibrate(logits: Tensor, held_out: Split) -> Calibration:
+@torch.no_grad()
+def compute_features(model: Classifier, images: Tensor) -> Tensor:
+    """Features of all images, the model being in the mode for testing."""
+    model.eval()
+    return torch.cat([model.features(batch) for batch in images.split(1000)])
+
+
+def nearest(points: Tensor, usual: Tensor) -> Tensor:
+    """How far each point lies from the nearest usual one."""
+    return torch.cdist(points, usual).amin(dim=1)
+
+
+def farthest(usual: Tensor, share: float) -> float:
+    """How far a share of points at most lies from the nearest other one."""
+    distances = torch.cdist(usual, usual).fill_diagonal_(math.inf).amin(dim=1)
+    return distances.quantile(share).item()
+
+
+def calibrate(model: Classifier, held_out: Split) -> Calibration:
     """Learn from images that the model was not trained on."""
-    temperature = uncertainty.TemperatureScaling().to(logits.device).fit(logits, held_out.labels)
-    usual = coarsen(held_out.images)
-    nearest = torch.cdist(usual, usual).fill_diagonal_(math.inf).amin(dim=1)
-    return Calibration(temperature.temperature.item(), usual, nearest.quantile(0.99).item())
+    images, labels = held_out
+    logits = compute_mirrored_logits(model, images)
+    scaling = uncertainty.TemperatureScaling().to(logits.device).fit(logits, labels)
+    pixels, features = coarsen(images), compute_features(model, images)
+    return Calibration(
+        scaling.temperature.item(),
+        pixels,
+        farthest(pixels, 0.99),
+        features,
+        farthest(features, 0.995),
+    )
 
 
 def measure(logits: Tensor, labels: Tensor, temperature: float) -> dict[str, float]:
@@ -1258,11 +1296,8 @@ def run_train(argv: Sequence[str]) -> Result:
             "and --resume draws them, even when the run is done"
         )
 
-    def learn_calibration() -> Calibration:
-        return calibrate(compute_mirrored_logits(model, data.held_out.images), data.held_out)
-
     def save() -> None:
-        calibration = learn_calibration()._asdict()
+        calibration = calibrate(model, data.held_out)._asdict()
         state = {"settings": settings, "run": run.state_dict(), "calibration": calibration}
         by_rank_0(lambda: save_checkpoint(folder, state))
         by_rank_0(lambda: write_metrics(folder, run.history(), data.source))
@@ -1286,7 +1321,7 @@ def run_train(argv: Sequence[str]) -> Result:
 
     images, labels = data.test
     logits = compute_mirrored_logits(model, images)
-    measures = measure(logits, labels, learn_calibration().temperature)
+    measures = measure(logits, labels, calibrate(model, data.held_out).temperature)
     measures["accuracy_of_the_image_alone"] = run.epoch_accuracies[-1]
     result = Result(
         run.epoch_accuracies[-1],
@@ -1394,7 +1429,7 @@ def run_predict(argv: Sequence[str]) -> uncertainty.Prediction:
     logits = compute_mirrored_logits(model, images)
     prediction = uncertainty.predict(logits / calibration.temperature)
     prefix = NOT_FASHION_MNIST if settings["--dataset"] == "synthetic" else ""
-    is_unusual = calibration.is_unusual(images)
+    is_unusual = calibration.is_unusual(model, images)
     for index, (path, (_, is_plain)) in enumerate(pictures.items()):
         caution = "not sure: " if prediction.confidence[index] < SURE else ""
         if is_unusual[index] or not is_plain:
@@ -1425,7 +1460,9 @@ def load_model(
         calibration = Calibration(**state["calibration"])
     except (KeyError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"{path} is of another version of this script") from error
-    calibration = calibration._replace(usual=calibration.usual.to(device))
+    calibration = calibration._replace(
+        pixels=calibration.pixels.to(device), features=calibration.features.to(device)
+    )
     return model.to(device), calibration, state["settings"]
 
 

@@ -292,10 +292,15 @@ def test_an_interruption_exits_with_130():
 def finished_run(tmp_path_factory):
     """The folder of a run of 30 steps that nothing disturbed, and its result."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
+    return folder, run_on_the_cpu(*SMALL, "--epochs", "3", "--out", str(folder))
+
+
+def run_on_the_cpu(*argv):
+    """A run whose loss no interpreted kernel computes, for tests that share it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registration, "INTERPRETED", False)
         patch.delenv("TRITON_INTERPRET", raising=False)
-        return folder, train_fashion.main([*SMALL, "--epochs", "3", "--out", str(folder)])
+        return train_fashion.main([*argv])
 
 
 @pytest.fixture
@@ -869,26 +874,71 @@ def test_predict_names_the_likeliest_classes_and_cautions(capsys, finished_run, 
     assert "these numbers mean little" in lines[2]
 
 
-@pytest.mark.skipif(
+needs_real_data = pytest.mark.skipif(
     not train_fashion.DEBIAN_FOLDER.exists(), reason="needs Debian's package dataset-fashion-mnist"
 )
-def test_what_is_no_garment_is_unlike_the_training_data():
+
+
+@pytest.fixture(scope="module")
+def real_run(tmp_path_factory):
+    """The folder of a short run on real data."""
+    folder = tmp_path_factory.mktemp("real")
+    flags = ["--train-size", "10000", "--test-size", "1000", "--epochs", "4", "--no-report"]
+    run_on_the_cpu(*flags, "--device", "cpu", "--out", str(folder))
+    return folder
+
+
+@needs_real_data
+def test_what_is_no_garment_is_unlike_the_training_data(real_run):
     image, draw = pytest.importorskip("PIL.Image"), pytest.importorskip("PIL.ImageDraw")
-    font = pytest.importorskip("PIL.ImageFont").load_default(90)
+    font = pytest.importorskip("PIL.ImageFont").load_default(28)
     data = train_fashion.load_data("fashion-mnist", None, 1, 10_000)
-    calibration = train_fashion.calibrate(torch.zeros(2_000, 10), data.held_out)
-    assert calibration.is_unusual(data.test.images).float().mean() < 0.015
+    model, calibration, _ = train_fashion.load_model(real_run, torch.device("cpu"))
+    assert calibration.is_unusual(model, data.test.images).float().mean() < 0.025
     noise = torch.randint(256, (100, 1, 28, 28), dtype=torch.uint8)
-    assert calibration.is_unusual(noise).all()
-    assert calibration.is_unusual(torch.zeros_like(noise)).all()
+    assert calibration.is_unusual(model, noise).all()
+    assert calibration.is_unusual(model, torch.zeros_like(noise)).all()
     signs = []
     for sign in "0123456789ABCDEFGHKMNOPQRSTUVWXYZ":
         picture = image.new("L", (28, 28))
-        small_font = font.font_variant(size=28)
-        draw.Draw(picture).text((14, 14), sign, fill=255, font=small_font, anchor="mm")
+        draw.Draw(picture).text((14, 14), sign, fill=255, font=font, anchor="mm")
         signs.append(torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8))
     signs = torch.stack(signs).view(-1, 1, 28, 28)
-    assert calibration.is_unusual(signs).float().mean() > 0.5
+    assert calibration.is_unusual(model, signs).float().mean() > 0.6
+
+
+def draw_face(draw):
+    draw.ellipse((20, 20, 180, 180), fill=60)
+    draw.ellipse((60, 65, 85, 90), fill=255)
+    draw.ellipse((115, 65, 140, 90), fill=255)
+    draw.arc((60, 80, 140, 150), 20, 160, fill=255, width=10)
+
+
+FILLED_SHAPES = {
+    "circle": lambda draw: draw.ellipse((20, 20, 180, 180), fill=60),
+    "ring": lambda draw: draw.ellipse((30, 30, 170, 170), outline=60, width=40),
+    "triangle": lambda draw: draw.polygon([(100, 10), (190, 190), (10, 190)], fill=60),
+    "diamond": lambda draw: draw.polygon([(100, 10), (190, 100), (100, 190), (10, 100)], fill=60),
+    "face": draw_face,
+}
+
+
+@needs_real_data
+def test_predict_tells_filled_shapes_from_garments(capsys, real_run, tmp_path):
+    image, draw = pytest.importorskip("PIL.Image"), pytest.importorskip("PIL.ImageDraw")
+    for name, shape in FILLED_SHAPES.items():
+        picture = image.new("L", (200, 200), 255)
+        shape(draw.Draw(picture))
+        picture.save(tmp_path / f"{name}.png")
+    images = train_fashion.load_data("fashion-mnist", None, 1, 10_000).test.images[:20]
+    for index, pixels in enumerate(images[:, 0].numpy()):
+        image.fromarray(255 - pixels).resize((280, 280)).save(tmp_path / f"garment{index}.png")
+    files = sorted(map(str, tmp_path.glob("*.png")))
+    train_fashion.main(["predict", *files, "--checkpoint", str(real_run), "--device", "cpu"])
+    unlike = ["unlike the training data" in line for line in capsys.readouterr().out.splitlines()]
+    is_garment = ["garment" in file for file in files]
+    assert sum(u for u, garment in zip(unlike, is_garment, strict=True) if garment) <= 2
+    assert sum(u for u, garment in zip(unlike, is_garment, strict=True) if not garment) >= 4
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n" + bytes(20)])
