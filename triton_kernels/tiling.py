@@ -5,6 +5,7 @@ has a program and a block to itself (``block_rows == 1``), and a row that no blo
 in a loop (``block_cols < n_cols``).
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 # for each of 128 threads 64 bytes: 16 bytes of bfloat16 are loaded twice and held as float32
@@ -129,7 +130,10 @@ def fold_lanes(tiling: Tiling, element_bytes: int) -> int:
 
 
 def word_elements(
-    n_cols: int, strides: list[tuple[int, ...]], addresses: list[int], element_bytes: int
+    n_cols: int,
+    strides: Sequence[tuple[int, ...]],
+    addresses: Sequence[int],
+    element_bytes: int,
 ) -> int:
     """Elements in the words in which a kernel has to move rows, or 1 where it need not or cannot.
 
@@ -154,7 +158,7 @@ def word_elements(
     return elements if len(heads) == 1 and in_words and side_by_side else 1
 
 
-def has_ends(n_cols: int, strides: list[tuple[int, ...]], elements: int) -> bool:
+def has_ends(n_cols: int, strides: Sequence[tuple[int, ...]], elements: int) -> bool:
     """Whether some row begins or ends inside a word of so many elements."""
     return any(
         size % elements

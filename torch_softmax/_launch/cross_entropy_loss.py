@@ -1,5 +1,7 @@
 """Launcher of the loss of all rows and its gradient."""
 
+import ctypes
+
 import torch
 from torch import Tensor
 
@@ -102,5 +104,5 @@ def _floats(number: float) -> tuple[float, float] | None:
     """A float64 as a kernel takes it: what float32 holds of it, and the rest."""
     if number == 0:
         return None
-    narrow = torch.tensor(number, dtype=torch.float32).item()
+    narrow = ctypes.c_float(number).value
     return narrow, number - narrow

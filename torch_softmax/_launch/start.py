@@ -1,7 +1,8 @@
 """Start a kernel over the rows of tensors."""
 
 import contextlib
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from triton_kernels.tiling import (
     MIN_TILE_BYTES,
     WALK,
     WORD_BYTES,
+    Tiling,
     Walk,
     cdiv,
     fold_lanes,
@@ -24,6 +26,55 @@ from triton_kernels.tiling import (
 
 # what `kernel[grid]` returns
 Kernel = Any
+
+
+class Schedule(NamedTuple):
+    """How a kernel takes rows: its tile, and the words in which they are moved."""
+
+    tiling: Tiling
+    vector: int  # elements in a word
+    has_ends: bool
+    is_packed: bool
+
+
+# what it decides costs as much as a launch
+@functools.lru_cache(maxsize=4096)
+def schedule(
+    folds: tuple[int, int],
+    n_cols: int,
+    strides: tuple[tuple[int, ...], ...],
+    addresses: tuple[int, ...],
+    element_bytes: tuple[int, ...],
+    held_values: int,
+    max_tile_bytes: int,
+    min_tile_bytes: int,
+    walk: Walk,
+    may_be_packed: bool,
+) -> Schedule:
+    """The schedule for matrices of such sizes, strides and addresses within a word."""
+    is_packed = (
+        may_be_packed
+        and n_cols <= MAX_PACKED_COLS
+        and folds[0] == 1
+        and all(stride[1:] == (n_cols, 1) for stride in strides)
+        and not any(addresses)
+    )
+    if is_packed:
+        return Schedule(packed_tiling(n_cols), WORD_BYTES // min(element_bytes), True, True)
+    vector = word_elements(n_cols, strides, addresses, min(element_bytes))
+    with_ends = has_ends(n_cols, strides, vector)
+    _, row_stride, col_stride = strides[0]
+    tiling = row_tiling(
+        folds[1],
+        n_cols + (vector - 1 if with_ends else 0),
+        held_values * max(4, element_bytes[0]),
+        adjacent_rows=0 < row_stride < col_stride,
+        # the masks of the rows' ends take registers too
+        max_tile_bytes=max_tile_bytes // (2 if with_ends else 1),
+        min_tile_bytes=min_tile_bytes,
+        walk=walk,
+    )
+    return Schedule(tiling, vector, with_ends, False)
 
 
 class Rows:
@@ -49,32 +100,17 @@ class Rows:
         self.device = matrix.device
         # views wherever they exist
         self.folded = [matrix.reshape(*self.folds, self.n_cols) for matrix in matrices]
-        strides = [folded.stride() for folded in self.folded]
-        addresses = [folded.data_ptr() for folded in self.folded]
-        element_bytes = min(matrix.element_size() for matrix in matrices)
-        self.is_packed = (
-            may_be_packed
-            and self.n_cols <= MAX_PACKED_COLS
-            and self.folds[0] == 1
-            and all(stride[1:] == (self.n_cols, 1) for stride in strides)
-            and all(address % WORD_BYTES == 0 for address in addresses)
-        )
-        if self.is_packed:
-            self.vector, self.has_ends = WORD_BYTES // element_bytes, True
-            self.tiling = packed_tiling(self.n_cols)
-            return
-        self.vector = word_elements(self.n_cols, strides, addresses, element_bytes)
-        self.has_ends = has_ends(self.n_cols, strides, self.vector)
-        _, row_stride, col_stride = strides[0]
-        self.tiling = row_tiling(
-            self.n_rows,
-            self.n_lanes,
-            held_values * max(4, matrix.element_size()),
-            adjacent_rows=0 < row_stride < col_stride,
-            # the masks of the rows' ends take registers too
-            max_tile_bytes=max_tile_bytes // (2 if self.has_ends else 1),
-            min_tile_bytes=min_tile_bytes,
-            walk=walk,
+        self.tiling, self.vector, self.has_ends, self.is_packed = schedule(
+            self.folds,
+            self.n_cols,
+            tuple(folded.stride() for folded in self.folded),
+            tuple(folded.data_ptr() % WORD_BYTES for folded in self.folded),
+            tuple(matrix.element_size() for matrix in matrices),
+            held_values,
+            max_tile_bytes,
+            min_tile_bytes,
+            walk,
+            may_be_packed,
         )
 
     @property

@@ -85,11 +85,12 @@ def _part(name: str) -> str:
 
 def _scores(findings: Findings) -> dict[str, str]:
     probabilities, target = findings.prediction.probabilities, findings.target
+    before, after = _calibration_errors(findings)
     return {
         "rows": f"{len(target):,}",
         "accuracy": f"{findings.accuracy:.2%}",
         "cross-entropy": f"{cross_entropy(findings.logits, target).item():.4f}",
-        "calibration error": percent(calibration_error(probabilities, target).item()),
+        "calibration error": before if after is None else f"{before} → {after}",
         "Brier score": f"{brier_score(probabilities, target).item():.4f}",
         "entropy (nats)": f"{findings.prediction.entropy.mean().item():.3f}",
     }
@@ -107,16 +108,20 @@ def _shown_logits(findings: Findings) -> str:
     return json.dumps(rows, allow_nan=False, separators=(",", ":"))
 
 
-def _calibration(findings: Findings) -> str:
-    error = calibration_error(findings.prediction.probabilities, findings.target).item()
+def _calibration_errors(findings: Findings) -> tuple[str, str | None]:
+    """As the model says, and at the fitted temperature."""
+    before = calibration_error(findings.prediction.probabilities, findings.target).item()
     if findings.temperature is None:
-        return percent(error)
+        return percent(before), None
     shares = softmax(findings.logits / findings.temperature, 1)
-    after = calibration_error(shares, findings.target).item()
-    return (
-        f"{percent(error)}, and at the fitted temperature of {findings.temperature:.3g} it is "
-        f"{percent(after)}"
-    )
+    return percent(before), percent(calibration_error(shares, findings.target).item())
+
+
+def _calibration(findings: Findings) -> str:
+    before, after = _calibration_errors(findings)
+    if after is None:
+        return before
+    return f"{before}, and at the fitted temperature of {findings.temperature:.3g} it is {after}"
 
 
 def _mistake(findings: Findings) -> str:
