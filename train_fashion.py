@@ -546,9 +546,10 @@ def agree(loss: float, signals: list[int]) -> tuple[float, int]:
     number = max(signals, default=0)
     if not distributed.is_initialized():
         return loss, number
-    mine = torch.tensor([[loss, number]], dtype=torch.float64)
-    of_all = mine.new_empty(world_size(), 2)
-    distributed.all_gather_into_tensor(of_all, mine)
+    # each row is zero but in one process
+    of_all = torch.zeros(world_size(), 2, dtype=torch.float64)
+    of_all[rank()] = torch.tensor([loss, number], dtype=torch.float64)
+    distributed.all_reduce(of_all)
     return of_all[:, 0].mean().item(), int(of_all[:, 1].max())
 
 

@@ -106,3 +106,12 @@ def test_traffic_of_a_step_is_the_floor(moved, dtype, n_cols):
 
     assert step == (1 if n_cols <= WHOLE else 2, 1)
     assert backward == (0, 0)
+
+
+@DTYPE
+def test_traffic_of_a_step_of_few_classes_is_the_floor(moved, dtype):
+    logits = torch.randn(1000, 32).to(dtype).requires_grad_()
+
+    torch_softmax.cross_entropy(logits, torch.arange(1000) % 32)
+
+    assert passes(moved, logits) == (1, 1)

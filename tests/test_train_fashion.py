@@ -1142,6 +1142,7 @@ def test_two_processes_train_as_one_does(torchrun, tmp_path):
     process = torchrun("none", 0, 0, "--out", str(shared))
     output, errors = process.communicate()
     assert process.returncode == 0, errors
+    assert "Warning" not in errors
     assert len(output.splitlines()) == 11
     alone = train_fashion.main([*IN_TWO, "--out", str(tmp_path / "alone")])
     losses = train_fashion.load_checkpoint(shared / "checkpoint.pt")["run"]["step_losses"]
