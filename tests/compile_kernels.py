@@ -88,6 +88,7 @@ OPERATIONS = {
     "log_softmax": lambda x: log_softmax(x, 1).backward(x.detach()),
     "cross_entropy": lambda x: backward_of_rows(x, class_indices(x)),
     "smoothed_cross_entropy": lambda x: backward_of_rows(x, class_indices(x), label_smoothing=0.1),
+    "cross_entropy_loss": lambda x: cross_entropy(x.detach(), class_indices(x)),
     "cross_entropy_step": lambda x: (2 * cross_entropy(x, class_indices(x))).backward(),
     "cross_entropy_step_with_everything": lambda x: cross_entropy(
         x, class_indices(x), label_smoothing=0.1, z_loss=1e-4, softcap=30.0, logit_scale=0.5

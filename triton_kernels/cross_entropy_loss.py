@@ -358,11 +358,13 @@ def cross_entropy_loss_online_kernel(
     total = tl.zeros((BLOCK_ROWS, LANES), dtype)
     smooth = tl.zeros((BLOCK_ROWS, LANES), dtype)
     weight_total = tl.zeros((BLOCK_ROWS, LANES), dtype)
+    # only for a gradient the row is read again
+    EVICTION: tl.constexpr = None if dlogits_ptr is None else "evict_last"
     for start in range(0, n_cols + VECTOR - 1, BLOCK_COLS):
         cols, in_tile, words = tile_columns(start, places, n_cols, BLOCK_COLS, VECTOR, ENDS)
         is_edge = (start == 0) | (start + BLOCK_COLS > n_cols)
         x = load_logits(
-            logits_ptr, logits_strides, words, is_edge, dtype, VECTOR, ENDS, CAP, "evict_last",
+            logits_ptr, logits_strides, words, is_edge, dtype, VECTOR, ENDS, CAP, EVICTION,
             wanted_rows,
         )  # fmt: skip
         x = in_lanes(x, LANES)

@@ -18,7 +18,9 @@ from triton_kernels.tiling import (
     COUNTED_ROWS,
     FEW_COUNTS,
     MAX_COUNTS,
+    MAX_TILE_BYTES,
     MIN_TILE_BYTES,
+    WALK,
     WALK_FLOAT64,
     WALK_TWICE,
     cdiv,
@@ -39,11 +41,14 @@ def launch_cross_entropy_loss(
     """
     smoothing = options.label_smoothing
     with_smoothing, with_cap = smoothing > 0, options.softcap is not None
+    walk_twice = WALK_FLOAT64 if logits.dtype == torch.float64 else WALK_TWICE
     rows = Rows(
         *((logits,) if dlogits is None else (logits, dlogits)),
         held_values=1 + (with_smoothing and class_weight is not None) + with_cap,
+        # only for a gradient a row is held, or read again
+        max_tile_bytes=WALK.tile_bytes if dlogits is None else MAX_TILE_BYTES,
         min_tile_bytes=2 * MIN_TILE_BYTES,
-        walk=WALK_FLOAT64 if logits.dtype == torch.float64 else WALK_TWICE,
+        walk=WALK if dlogits is None else walk_twice,
         may_be_packed=True,
     )
     wide = compute_dtype(logits.dtype)
