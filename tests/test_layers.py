@@ -20,7 +20,11 @@ LAYERS = {
     "triton_kernels": set(),
     "torch_softmax._rows": set(),
     "torch_softmax._options": set(),
-    "torch_softmax._launch": {"triton_kernels", "torch_softmax._rows"},
+    "torch_softmax._launch": {
+        "triton_kernels",
+        "torch_softmax._options",
+        "torch_softmax._rows",
+    },
     "torch_softmax.reference": {"torch_softmax._rows"},
     "torch_softmax._cpu": {
         "torch_softmax.reference",

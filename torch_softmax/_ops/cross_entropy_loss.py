@@ -16,7 +16,13 @@ from torch.autograd import Function
 from torch_softmax import _cpu
 from torch_softmax._ops.cross_entropy import softmax_cross_entropy
 from torch_softmax._ops.loss_terms import loss_terms
-from torch_softmax._ops.registration import is_eager, register, takes_cpu_path, takes_kernels
+from torch_softmax._ops.registration import (
+    is_eager,
+    launcher,
+    register,
+    takes_cpu_path,
+    takes_kernels,
+)
 from torch_softmax._options import LossOptions
 from torch_softmax._rows import (
     RowOutputs,
@@ -165,10 +171,7 @@ def _fused_loss(
         or not all(map(lies_in_memory, tensors))
     ):
         return None
-    # imported with the first tensor that needs it: the package works where Triton does not
-    from torch_softmax import _launch
-
-    return _launch.launch_cross_entropy_loss
+    return launcher("cross_entropy_loss")
 
 
 def _empty_gradient(logits: Tensor) -> Tensor:

@@ -27,10 +27,7 @@ def register(schema: str, fake: Callable[..., Any]) -> Callable[..., Any]:
     name = f"torch_softmax::{stem}"
 
     def launch(*args: Any) -> Any:
-        # imported with the first tensor that needs it: the package works where Triton does not
-        from torch_softmax import _launch
-
-        return getattr(_launch, f"launch_{stem}")(*args)
+        return launcher(stem)(*args)
 
     def run_on_cpu(*args: Any) -> Any:
         return launch(*args) if INTERPRETED else getattr(_cpu, stem)(*args)
@@ -43,6 +40,15 @@ def register(schema: str, fake: Callable[..., Any]) -> Callable[..., Any]:
     torch.library.impl(name, "Autograd", torch.library.fallthrough_kernel)
     operator: Callable[..., Any] = getattr(torch.ops.torch_softmax, stem).default
     return operator
+
+
+def launcher(stem: str) -> Callable[..., Any]:
+    """What starts the kernels of an operator."""
+    # imported with the first tensor that needs it: the package works where Triton does not
+    from torch_softmax import _launch
+
+    launch: Callable[..., Any] = getattr(_launch, f"launch_{stem}")
+    return launch
 
 
 class WithoutForwardMode:

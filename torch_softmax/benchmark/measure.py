@@ -10,7 +10,6 @@ import torch.compiler
 from torch import Tensor
 from torch._functorch import config as autograd_config
 
-from torch_softmax._rows import compute_dtype
 from torch_softmax.benchmark.cases import Case
 from torch_softmax.benchmark.providers import PEERS, Provider, eager
 from torch_softmax.benchmark.report import Measurement
@@ -131,7 +130,7 @@ def pytorch_result(case: Case, inputs: Sequence[Inputs]) -> Tensor | None:
     function = eager(case)
 
     def widened(x: Tensor, *target: Tensor) -> Tensor:
-        return function(x.to(compute_dtype(x.dtype)), *target).to(x.dtype)
+        return function(x.to(torch.promote_types(x.dtype, torch.float32)), *target).to(x.dtype)
 
     work = Workload(case, PEERS["eager"][0], widened, inputs)
     try:
