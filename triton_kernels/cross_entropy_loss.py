@@ -14,8 +14,9 @@ over the denominator, with MEAN the sum of w. The gradient of a row is
 
 Two kernels run one after the other: the first adds the weights up, so that the second can write the
 gradient as it is meant. The second is the plain kernel, which holds whole rows in one block and
-reads them once; the online kernel, which walks longer rows twice, where the second walk finds in
-the L2 cache what the first has read; or the packed kernel, for rows of few classes without gaps.
+reads them once; the online kernel, which walks longer rows twice, where the second walk finds some
+of what the first has read in the L2 cache; or the packed kernel, for rows of few classes without
+gaps.
 
 What programs leave each other is in ``scratch``: COUNTS sums of weights, a loss for each program
 of the second kernel, and how many of these are done, the last of which adds the losses up. So the
@@ -38,8 +39,7 @@ from triton_kernels.online import (
     load_logits,
     log,
     merge_cost,
-    merge_largest,
-    merge_total,
+    merge_lanes,
     slope,
 )
 from triton_kernels.rows import (
@@ -89,14 +89,16 @@ def cross_entropy_count_kernel(
 ):
     """The sum of the weights of each program's rows; and none of ``n_programs`` that is done."""
     dtype: tl.constexpr = scratch_ptr.dtype.element_ty
-    program = tl.program_id(0)
-    total = tl.zeros((BLOCK_ROWS,), dtype)
+    # rows may pass 2**31
+    program = tl.program_id(0).to(tl.int64)
+    total = tl.zeros((), dtype)
     for start in range(program * BLOCK_ROWS, n_rows, COUNTS * BLOCK_ROWS):
-        rows = start + tl.arange(0, BLOCK_ROWS)
-        target = tl.load(target_ptr + rows, mask=rows < n_rows, other=0).to(tl.int64)
-        counts = (rows < n_rows) & (target != ignore_index)
-        total += load_row_weights(class_weight_ptr, target, counts, n_cols, dtype)
-    tl.store(scratch_ptr + program, tl.sum(total))
+        rows = tl.arange(0, BLOCK_ROWS)
+        in_rows = rows < tl.minimum(n_rows - start, BLOCK_ROWS).to(tl.int32)
+        target = tl.load(target_ptr + start + rows, mask=in_rows, other=0).to(tl.int64)
+        counts = in_rows & (target != ignore_index)
+        total += tl.sum(load_row_weights(class_weight_ptr, target, counts, n_cols, dtype))
+    tl.store(scratch_ptr + program, total)
     if program == 0:
         tl.store(done_ptr(scratch_ptr, n_programs, COUNTS), 0)
 
@@ -376,10 +378,8 @@ def cross_entropy_loss_online_kernel(
                 in_lanes(weight, LANES), x, old_largest, largest, smooth, weight_total
             )
 
-    shift = finite_shift(merge_largest(largest))
-    total = merge_total(largest, total, shift)
+    _row_largest, shift, total, log_total = merge_lanes(largest, total)
     smooth, weight_total = merge_cost(largest, smooth, weight_total, shift)
-    log_total = log(total)
     nll = (shift - target_x) + log_total
     lse = shift + log_total
     smooth += weight_total * log_total
