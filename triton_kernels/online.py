@@ -95,15 +95,12 @@ def fold_prediction(x, cols, old_largest, prediction):
 
 
 @triton.jit
-def merge_largest(largest):
-    """The maximum of each row."""
-    return tl.max(largest, axis=1)
-
-
-@triton.jit
-def merge_total(largest, total, shift):
-    """sum(exp(x - shift)) of each row."""
-    return tl.sum(total * exp(largest - shift[:, None]), axis=1)
+def merge_lanes(largest, total):
+    """Of each row its maximum, shift, sum(exp(x - shift)), and the logarithm of that."""
+    row_largest = tl.max(largest, axis=1)
+    shift = finite_shift(row_largest)
+    row_total = tl.sum(total * exp(largest - shift[:, None]), axis=1)
+    return row_largest, shift, row_total, log(row_total)
 
 
 @triton.jit

@@ -14,20 +14,17 @@ import triton.language as tl
 
 from triton_kernels.online import (
     capped,
-    finite_shift,
     fold_cost,
     fold_prediction,
     fold_product,
     fold_total,
     in_lanes,
     load_logits,
-    log,
     log_probabilities,
     merge_cost,
-    merge_largest,
+    merge_lanes,
     merge_prediction,
     merge_product,
-    merge_total,
     slope,
     weigh_probabilities,
 )
@@ -90,10 +87,7 @@ def soft_cross_entropy_forward_kernel(
             product = fold_product(x, old_largest, largest, old_total, product)
             prediction = fold_prediction(x, in_lanes(cols, LANES), old_largest, prediction)
 
-    row_largest = merge_largest(largest)
-    shift = finite_shift(row_largest)
-    row_total = merge_total(largest, total, shift)
-    log_total = log(row_total)
+    row_largest, shift, row_total, log_total = merge_lanes(largest, total)
     nll, mass = merge_cost(largest, nll, mass, shift)
     index = outer * n_rows + rows
     tl.store(nll_ptr + index, nll + mass * log_total, mask=in_rows)

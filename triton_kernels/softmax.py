@@ -3,8 +3,8 @@
 Notation: p = exp(x - shift) / total along a row, with shift its largest value and total the sum of
 exp(x - shift). One program owns BLOCK_ROWS rows. The plain kernels hold whole rows in one block
 (BLOCK_COLS >= n_cols) and read them once; the online kernels walk longer rows twice, and the
-second walk finds in the L2 cache what the first has read. Arithmetic is in COMPUTE_DTYPE whatever
-is stored. With LOG the operator is log-softmax: y = log(p).
+second walk finds some of what the first has read in the L2 cache. Arithmetic is in COMPUTE_DTYPE
+whatever is stored. With LOG the operator is log-softmax: y = log(p).
 """
 
 import triton
@@ -18,8 +18,7 @@ from triton_kernels.online import (
     in_lanes,
     load_logits,
     log,
-    merge_largest,
-    merge_total,
+    merge_lanes,
 )
 from triton_kernels.rows import load_tile, row_places, store_tile, tile_columns
 
@@ -82,10 +81,9 @@ def softmax_forward_online_kernel(
         )
         largest, total = fold_total(in_lanes(x, LANES), largest, total)
 
-    shift = finite_shift(merge_largest(largest))
-    total = merge_total(largest, total, shift)
+    _row_largest, shift, total, log_total = merge_lanes(largest, total)
     shift = shift[:, None]
-    log_total = log(total)[:, None]
+    log_total = log_total[:, None]
     factor = (1.0 / total)[:, None]
     # the other way round: what was read last is most likely to be in the cache
     n_blocks = tl.cdiv(n_cols + VECTOR - 1, BLOCK_COLS)
