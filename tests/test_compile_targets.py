@@ -169,5 +169,6 @@ def test_compile_targets_move_no_matrix_2_bytes_at_a_time(compiled, case):
         # the ends of rows that begin inside a word
         stores_ends = record["VECTOR"] > 1
         allowed = record["elements_per_thread"] * (reads_targets + stores_ends)
-        # one is the loss, or the factor of its gradient
-        assert record["two_byte_accesses"] <= allowed + 1, record
+        # the loss, or the factor of its gradient
+        allowed += "_loss_" in record["kernel"] or record["kernel"] == "scale_kernel"
+        assert record["two_byte_accesses"] <= allowed, record

@@ -894,7 +894,7 @@ def test_what_is_no_garment_is_unlike_the_training_data(real_run):
     font = pytest.importorskip("PIL.ImageFont").load_default(28)
     data = train_fashion.load_data("fashion-mnist", None, 1, 10_000)
     model, calibration, _ = train_fashion.load_model(real_run, torch.device("cpu"))
-    assert calibration.is_unusual(model, data.test.images).float().mean() < 0.025
+    assert calibration.is_unusual(model, data.test.images).float().mean() < 0.02
     noise = torch.randint(256, (100, 1, 28, 28), dtype=torch.uint8)
     assert calibration.is_unusual(model, noise).all()
     assert calibration.is_unusual(model, torch.zeros_like(noise)).all()

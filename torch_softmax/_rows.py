@@ -35,11 +35,6 @@ def empty_rows_like(x: Tensor, dtype: torch.dtype) -> Tensor:
     return y if folded_batch(y) in folds else torch.empty(x.shape, dtype=dtype, device=x.device)
 
 
-def contiguous(x: Tensor | None) -> Tensor | None:
-    """``x`` without gaps, if there is one."""
-    return None if x is None else x.contiguous()
-
-
 def lies_in_memory(x: Tensor) -> bool:
     """Whether the elements are what the memory at ``data_ptr`` holds."""
     return (

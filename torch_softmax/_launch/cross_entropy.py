@@ -8,7 +8,6 @@ from torch import Tensor
 from torch_softmax._launch.start import Rows
 from torch_softmax._rows import (
     RowOutputs,
-    contiguous,
     empty_row_outputs,
     empty_rows_like,
     gradient_in_lse,
@@ -59,7 +58,7 @@ def launch_cross_entropy_forward(
         kernel,
         logits_rows,
         target_rows,
-        contiguous(class_weight),
+        _contiguous(class_weight),
         row_outputs,
         rows.n_rows,
         rows.n_cols,
@@ -111,14 +110,14 @@ def _launch_backward_into(
         kernel,
         logits_rows,
         target_rows,
-        contiguous(class_weight),
+        _contiguous(class_weight),
         # autograd hands out expanded gradients (stride 0) for .sum(); vectors are contiguous here
-        tuple(contiguous(vector) for vector in (normalizer, a, b, s, e)),
+        tuple(_contiguous(vector) for vector in (normalizer, a, b, s, e)),
         dlogits_rows,
         rows.n_rows,
         rows.n_cols,
         tuple(matrix.stride() for matrix in rows.folded),
-        col_blocks=rows.col_blocks,
+        grid=(rows.row_blocks, rows.col_blocks),
         CAP=(logit_scale, softcap),
     )
 
@@ -153,3 +152,7 @@ def _launch_step_into(
     coefficients = (outputs.normalizer, a, b, s, None)
     _launch_backward_into(dlogits, logits, target, class_weight, *coefficients, *options)
     return outputs.nll, outputs.smooth, outputs.lse
+
+
+def _contiguous(vector: Tensor | None) -> Tensor | None:
+    return None if vector is None else vector.contiguous()

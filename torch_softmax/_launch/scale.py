@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from torch_softmax._launch.start import Rows, start
+from torch_softmax._launch.start import Rows
 from triton_kernels.scale import scale_kernel
 from triton_kernels.tiling import MAX_SHARED_PROGRAMS, WALK
 
@@ -14,19 +14,13 @@ def launch_scale_inplace(x: Tensor, factor: Tensor) -> None:
     rows = Rows(x, held_values=1, max_tile_bytes=WALK.tile_bytes)
     (x_rows,) = rows.folded
     n_blocks = rows.row_blocks * rows.col_blocks
-    start(
+    rows.start(
         scale_kernel,
-        (min(n_blocks, MAX_SHARED_PROGRAMS),),
-        x.device,
         x_rows,
         factor,
         rows.n_rows,
         rows.n_cols,
         n_blocks,
         x_rows.stride(),
-        BLOCK_ROWS=rows.tiling.block_rows,
-        BLOCK_COLS=rows.tiling.block_cols,
-        VECTOR=rows.vector,
-        ENDS=rows.has_ends,
-        num_warps=rows.tiling.num_warps,
+        grid=(min(n_blocks, MAX_SHARED_PROGRAMS),),
     )

@@ -133,11 +133,13 @@ class Rows:
         """Parts of a block of columns that a thread folds by itself."""
         return fold_lanes(self.tiling, self.folded[0].element_size())
 
-    def start(self, kernel: Kernel, *args: Any, col_blocks: int = 1, **constexprs: Any) -> None:
-        """Start ``kernel`` on all rows, on the device where they lie."""
+    def start(
+        self, kernel: Kernel, *args: Any, grid: tuple[int, ...] | None = None, **constexprs: Any
+    ) -> None:
+        """Start ``kernel`` on the device where the rows lie, one program for each block of them."""
         start(
             kernel,
-            (self.row_blocks, col_blocks),
+            grid or (self.row_blocks, 1),
             self.device,
             *args,
             BLOCK_ROWS=self.tiling.block_rows,

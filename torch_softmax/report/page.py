@@ -43,6 +43,7 @@ def render_page(findings: Findings, pictures: Mapping[str, bytes]) -> str:
         for name, text in ALTERNATIVE_TEXTS.items()
     }
     learning_curve = shown.pop("learning_curve")
+    errors = _calibration_errors(findings)
     return Template(_part("page.html")).substitute(
         shown,
         title=escape(findings.title),
@@ -50,12 +51,13 @@ def render_page(findings: Findings, pictures: Mapping[str, bytes]) -> str:
         css=_part("page.css"),
         script=_part("page.js"),
         data=_shown_logits(findings),
-        summary=summary(_scores(findings)),
+        summary=summary(_scores(findings, errors)),
         arithmetic=arithmetic_table(findings, findings.closest_call()),
         playground=playground(findings),
         mistake=_mistake(findings),
         classes=class_table(findings),
         training=TRAINING + learning_curve if learning_curve else "",
+        calibration=escape(_calibration(errors, findings.temperature)),
         **{name: escape(text) for name, text in _numbers(findings).items()},
     )
 
@@ -75,7 +77,6 @@ def _numbers(findings: Findings) -> dict[str, str]:
         "n_classes": str(n_classes),
         "most_entropy": f"{math.log(n_classes):.3f}",
         "entropy": f"{prediction.entropy.mean().item():.3f}",
-        "calibration": _calibration(findings),
     }
 
 
@@ -83,9 +84,9 @@ def _part(name: str) -> str:
     return files("torch_softmax.report").joinpath(name).read_text(encoding="utf-8").strip()
 
 
-def _scores(findings: Findings) -> dict[str, str]:
+def _scores(findings: Findings, errors: tuple[str, str | None]) -> dict[str, str]:
     probabilities, target = findings.prediction.probabilities, findings.target
-    before, after = _calibration_errors(findings)
+    before, after = errors
     return {
         "rows": f"{len(target):,}",
         "accuracy": f"{findings.accuracy:.2%}",
@@ -117,11 +118,11 @@ def _calibration_errors(findings: Findings) -> tuple[str, str | None]:
     return percent(before), percent(calibration_error(shares, findings.target).item())
 
 
-def _calibration(findings: Findings) -> str:
-    before, after = _calibration_errors(findings)
+def _calibration(errors: tuple[str, str | None], temperature: float | None) -> str:
+    before, after = errors
     if after is None:
         return before
-    return f"{before}, and at the fitted temperature of {findings.temperature:.3g} it is {after}"
+    return f"{before}, and at the fitted temperature of {temperature:.3g} it is {after}"
 
 
 def _mistake(findings: Findings) -> str:
