@@ -1008,30 +1008,13 @@ def read_picture(path: str) -> tuple[Tensor, bool]:
     That is uint8 of shape (1, 28, 28): bright on black, 28 pixels wide or high, in the middle; all
     black where nothing differs from the background.
     """
-    try:
-        from PIL import Image, ImageOps
-    except ImportError as error:
-        raise UserError("predict needs the package pillow: pip install pillow") from error
-    try:
-        with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file)
-        if picture.mode.startswith(("I", "F")):
-            # 16 bits, which Pillow would cut off at 255
-            picture = picture.convert("I").point(lambda value: value / 256)
-        if picture.has_transparency_data:
-            white = Image.new("RGBA", picture.size, "white")
-            picture = Image.alpha_composite(white, picture.convert("RGBA"))
-        picture = picture.convert("L")
-    # Pillow documents none of what a damaged file can raise
-    except Exception as error:
-        raise DataError(f"{path} cannot be read as a picture: {one_line(error)}") from error
-    grey = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).float()
-    grey = grey.view(picture.height, picture.width)
-    border = torch.cat([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    brightness = read_brightness(path)
+    border = torch.cat([brightness[0], brightness[-1], brightness[:, 0], brightness[:, -1]])
     background = border.median()
     # less than 60 % of the border is one shade in 2 of 1000 images of the data set
     is_plain = ((border - background).abs() <= 13).float().mean().item() > 0.6
-    thing = (background - grey if background > 127 else grey - background).clamp(min=0)
+    sign = -1 if background > 127 else 1
+    thing = (sign * (brightness - background)).clamp(min=0)
     # not each stray pixel belongs to the thing
     rows, columns = (((thing > 13).float().mean(dim) > 0.01).nonzero() for dim in (1, 0))
     canvas = torch.zeros(28, 28)
@@ -1043,6 +1026,36 @@ def read_picture(path: str) -> tuple[Tensor, bool]:
             thing[None, None], size=(height, width), mode="bilinear", antialias=True
         )
     return canvas.round().to(torch.uint8).unsqueeze(0), is_plain
+
+
+def read_brightness(path: str) -> Tensor:
+    """Brightness of a picture's pixels, from 0 to 255: float32 of shape (height, width)."""
+    try:
+        from PIL import Image, ImageOps
+    except ImportError as error:
+        raise UserError("predict needs the package pillow: pip install pillow") from error
+    try:
+        with Image.open(path) as file:
+            picture = ImageOps.exif_transpose(file)
+        if picture.has_transparency_data:
+            white = Image.new("RGBA", picture.size, "white")
+            picture = Image.alpha_composite(white, picture.convert("RGBA"))
+        # more than 8 bits, which Pillow would cut off at 255
+        is_deep = picture.mode.startswith(("I", "F"))
+        if is_deep:
+            picture = picture.convert("F" if picture.mode == "F" else "I")
+        pixels = picture.convert("F" if is_deep else "L").tobytes()
+    # Pillow documents none of what a damaged file can raise
+    except Exception as error:
+        raise DataError(f"{path} cannot be read as a picture: {one_line(error)}") from error
+    dtype = torch.float32 if is_deep else torch.uint8
+    brightness = torch.frombuffer(bytearray(pixels), dtype=dtype).float()
+    if is_deep:
+        # no file says what its white is
+        brightest = brightness.max().item()
+        white_level = next((level for level in (1, 255, 65535) if brightest <= level), brightest)
+        brightness = (brightness * 255 / white_level).clamp(min=0)
+    return brightness.view(picture.height, picture.width)
 
 
 def choose_device(name: str) -> tuple[torch.device, str]:
