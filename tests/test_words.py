@@ -15,7 +15,7 @@ ELEMENTS_OF_A_WORD = {torch.bfloat16: 8, torch.float16: 8, torch.float32: 4, tor
 BESIDE = float("nan")
 
 
-def rows_in_storage(shape, row_stride, start, dtype, device="cpu"):
+def rows_in_storage(shape, row_stride, start, dtype, device):
     """Random rows that begin ``start`` elements into their storage, and the storage."""
     n_rows, _ = shape
     storage = torch.full((start + n_rows * row_stride + 64,), BESIDE, dtype=dtype, device=device)
@@ -24,7 +24,7 @@ def rows_in_storage(shape, row_stride, start, dtype, device="cpu"):
 
 
 def loss(x, **options):
-    return torch_softmax.cross_entropy(x, torch.arange(len(x)), **options)
+    return torch_softmax.cross_entropy(x, torch.arange(len(x), device=x.device), **options)
 
 
 OPERATIONS = {
@@ -44,7 +44,8 @@ DTYPE = pytest.mark.parametrize("dtype", ELEMENTS_OF_A_WORD)
 def value_and_gradient(function, x):
     x = x.detach().requires_grad_()
     y = function(x)
-    y.backward(torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape))
+    dy = torch.linspace(-1, 1, y.numel(), dtype=y.dtype, device=y.device)
+    y.backward(dy.view(y.shape))
     return y.detach(), x.grad
 
 
@@ -62,9 +63,9 @@ def value_and_gradient(function, x):
     ],
 )
 def test_words_change_nothing_but_speed(kernel_device, operation, dtype, shape, row_stride):
-    x, storage = rows_in_storage(shape, row_stride, 0, dtype)
+    x, storage = rows_in_storage(shape, row_stride, 0, dtype, kernel_device)
     # begins inside a word, so that its elements are moved one by one
-    narrow = rows_in_storage(shape, row_stride, 1, dtype)[0].copy_(x)
+    narrow = rows_in_storage(shape, row_stride, 1, dtype, kernel_device)[0].copy_(x)
     before = storage.clone()
     assert Rows(x, held_values=1).vector == ELEMENTS_OF_A_WORD[dtype]
     assert Rows(narrow, held_values=1).vector == 1
