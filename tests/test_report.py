@@ -38,13 +38,14 @@ def some_images(n_rows, *shape):
 
 
 class Page(html.parser.HTMLParser):
-    """What a page holds: tags with their attributes, and the text of each element with an id."""
+    """What a page holds: its elements as a tree, and the text of each one with an id."""
 
     VOID = ("br", "img", "input", "meta")
 
     def __init__(self, text):
         super().__init__()
         self.tags, self.open, self.texts, self.text = [], [], {}, ""
+        self.tree = {"attributes": {}, "children": []}
         self.feed(text)
         self.close()
         # a line may end anywhere
@@ -52,17 +53,24 @@ class Page(html.parser.HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.tags.append((tag, dict(attributes)))
+        element = {"attributes": dict(attributes), "children": []}
+        self.innermost["children"].append(element)
         if tag not in self.VOID:
-            self.open.append((tag, dict(attributes).get("id")))
+            self.open.append((tag, element))
 
     def handle_endtag(self, tag):
         assert self.open.pop()[0] == tag
 
     def handle_data(self, data):
         self.text += data
-        for _, name in self.open:
-            if name:
+        self.innermost["children"].append(data)
+        for _, element in self.open:
+            if name := element["attributes"].get("id"):
                 self.texts[name] = self.texts.get(name, "") + data
+
+    @property
+    def innermost(self):
+        return self.open[-1][1] if self.open else self.tree
 
     def all(self, tag):
         return [attributes for name, attributes in self.tags if name == tag]
@@ -161,7 +169,18 @@ def test_report_embeds_the_logits_of_the_rows_it_shows(written):
         assert all(findings.percent(share) in text for share in probabilities)
 
 
-@pytest.mark.skipif(not shutil.which("node"), reason="needs node to run the page's script")
+needs_node = pytest.mark.skipif(
+    not shutil.which("node"), reason="needs node to run the page's script"
+)
+
+
+def run_in_node(*scripts):
+    run = subprocess.run(["node", "-"], input="\n".join(scripts), capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+@needs_node
 @pytest.mark.parametrize("temperature", [0.1, 1.0, 2.5, 10.0])
 def test_report_computes_as_the_library_does(temperature):
     logits = [[1e300, 0.0, -1e300], [0.3, -0.1, 0.2], [-math.inf, 5.0, 4.0]]
@@ -171,21 +190,113 @@ def test_report_computes_as_the_library_does(temperature):
         f"const all = {json.dumps(rows)}.map((logits) => softmax(logits, {temperature}));"
         "console.log(JSON.stringify([all, all.map(entropy)]));"
     )
-    run = subprocess.run(["node", "-e", script], capture_output=True, text=True, check=True)
     probabilities, entropy = (
-        torch.tensor(part, dtype=torch.float64) for part in json.loads(run.stdout)
+        torch.tensor(part, dtype=torch.float64) for part in run_in_node(script)
     )
     prediction = torch_softmax.uncertainty.predict(logits / temperature)
     torch.testing.assert_close(probabilities, prediction.probabilities)
     torch.testing.assert_close(entropy, prediction.entropy)
 
 
-@pytest.mark.skipif(not shutil.which("node"), reason="needs node to run the page's script")
+@needs_node
 def test_report_writes_shares_as_its_script_does():
     shares = [0.0, 1e-9, 0.00099, 0.001, 0.0123, 0.5, 0.98765, 0.999, 0.9991, 1.0]
     script = PAGE_SCRIPT.read_text() + f"console.log(JSON.stringify({shares}.map(percent)));"
-    run = subprocess.run(["node", "-e", script], capture_output=True, text=True, check=True)
-    assert json.loads(run.stdout) == [findings.percent(share) for share in shares]
+    assert run_in_node(script) == [findings.percent(share) for share in shares]
+
+
+# as much of a browser's document as the page's script asks for
+DOCUMENT = """
+class Element {
+  constructor({ attributes, children }) {
+    this.attributes = attributes;
+    this.children = children.map((child) => (child.attributes ? new Element(child) : child));
+    this.hidden = "hidden" in attributes;
+    this.value = attributes.value;
+    this.style = {};
+    this.dataset = {};
+    for (const [name, value] of Object.entries(attributes)) {
+      if (name.startsWith("data-")) this.dataset[name.slice("data-".length)] = value;
+    }
+  }
+  get textContent() {
+    return this.children.map((child) => child.textContent ?? child).join("");
+  }
+  set textContent(text) {
+    this.children = [text];
+  }
+  setAttribute(name, value) {
+    this.attributes[name] = value;
+  }
+  addEventListener(name, listener) {
+    this[name] = listener;
+  }
+  descendants() {
+    const elements = this.children.filter((child) => child instanceof Element);
+    return elements.flatMap((element) => [element, ...element.descendants()]);
+  }
+  querySelectorAll(selector) {
+    const name = selector.replace(/[.[\\]]/g, "");
+    return this.descendants().filter(({ attributes }) =>
+      selector[0] === "." ? attributes.class?.split(" ").includes(name) : name in attributes);
+  }
+  querySelector(selector) {
+    return this.querySelectorAll(selector)[0] ?? null;
+  }
+  getElementById(id) {
+    return this.descendants().find(({ attributes }) => attributes.id === id);
+  }
+}
+const document = new Element(TREE);
+"""
+# what the user sees of the playground
+SHOWN = """
+function shown() {
+  const cards = document.querySelectorAll(".card").map((card) => ({
+    row: Number(card.attributes.id.replace("row-", "")),
+    confidence: card.querySelector(".confidence").textContent,
+    entropy: card.querySelector(".entropy").textContent,
+    shares: card.querySelectorAll(".share").map((share) => share.textContent),
+    widths: card.querySelectorAll(".bar").map((bar) => parseFloat(bar.style.width)),
+  }));
+  return { cards, temperature: document.getElementById("temperature-now").textContent };
+}
+"""
+
+
+@needs_node
+@pytest.mark.parametrize(
+    ("action", "temperature"),
+    [
+        ("", 1),
+        ("slider.value = '-0.5'; slider.input()", 10**-0.5),
+        ("slider.value = '0.7'; slider.input()", 10**0.7),
+        ("slider.value = '0.7'; slider.input(); as_the_model_says.click()", 1),
+        ("calibrated.click()", 1.25),
+    ],
+)
+def test_report_follows_the_slider_of_the_temperature(written, action, temperature):
+    logits, _ = some_rows()
+    parsed = Page((written[0] / "report.html").read_text())
+
+    after = run_in_node(
+        DOCUMENT.replace("TREE", json.dumps(parsed.tree)) + PAGE_SCRIPT.read_text() + SHOWN,
+        "const [as_the_model_says, calibrated] = document.querySelectorAll('[data-temperature]');"
+        f"const slider = document.getElementById('temperature'); {action};"
+        "const visible = !document.getElementById('playground').hidden;"
+        "console.log(JSON.stringify({ ...shown(), visible, slider: Number(slider.value) }));",
+    )
+
+    assert after["visible"]
+    assert float(after["temperature"]) == pytest.approx(temperature, rel=5e-3)
+    assert after["slider"] == pytest.approx(math.log10(temperature))
+    assert len(after["cards"]) == 6
+    for card in after["cards"]:
+        row = torch_softmax.uncertainty.predict(logits[card["row"]].double() / temperature)
+        assert card["shares"] == [findings.percent(share) for share in row.probabilities.tolist()]
+        assert card["widths"] == pytest.approx((100 * row.probabilities).tolist())
+        assert card["confidence"] == findings.percent(row.confidence.item())
+        assert card["entropy"] == f"{row.entropy.item():.3f} nats"
 
 
 def test_report_without_images_or_history_leaves_their_pictures_out(tmp_path):
