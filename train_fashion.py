@@ -1405,7 +1405,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 def run_evaluate(argv: Sequence[str]) -> dict[str, float]:
     """Measure a checkpoint on its test images."""
     options = parse_use("evaluate", argv)
-    device, _ = choose_device(options.device)
+    device, why_device = choose_device(options.device)
     join_processes(device)
     model, calibration, settings = load_model(options.checkpoint, device)
     if options.data_dir and settings["--dataset"] == "synthetic":
@@ -1420,6 +1420,7 @@ def run_evaluate(argv: Sequence[str]) -> dict[str, float]:
     say(
         f"{data.prefix}{data.source}: {settings['--test-size']} to test, each with its mirror image"
     )
+    say(f"{data.prefix}device {device}, {why_device}")
     for name, value in measures.items():
         say(f"{data.prefix}{name.replace('_', ' ')}: {value:.4f}")
     return measures

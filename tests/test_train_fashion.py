@@ -1005,6 +1005,7 @@ def test_evaluate_measures_what_the_training_did(capsys, finished_run):
     measures = train_fashion.main(["evaluate", *checkpoint])
     lines = capsys.readouterr().out.splitlines()
     assert all(line.startswith(DRAWN_PREFIX) for line in lines)
+    assert f"{DRAWN_PREFIX}device cpu, as asked" in lines
     assert measures["accuracy"] == finished_run[1].mirrored_accuracy
     assert 0 < measures["brier_score"] < 1 and 0 < measures["calibration_error"] < 1
     of_classes = [measures[f"accuracy of {name}"] for name in train_fashion.CLASSES]
