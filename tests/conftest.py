@@ -1,4 +1,6 @@
 import os
+import tempfile
+from pathlib import Path
 
 import torch
 
@@ -7,6 +9,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
+from filelock import FileLock
 
 from torch_softmax._cpu import compiled_cross_entropy
 from torch_softmax._ops import registration
@@ -63,6 +66,21 @@ def poison_uninitialized_memory():
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def gigabytes():
+    """Many of them, which a GPU has for one test at a time: pytest-xdist may run others beside it.
+
+    On a CPU memory that nobody touches is none.
+    """
+    if not torch.cuda.is_available():
+        yield
+        return
+    with FileLock(Path(tempfile.gettempdir(), "torch_softmax_gigabytes.lock")):
+        yield
+        # before the lock is given up, for the next test to have them
+        torch.cuda.empty_cache()
 
 
 @pytest.fixture(autouse=True)

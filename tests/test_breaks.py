@@ -342,6 +342,7 @@ def test_break_15_ignore_index_is_never_an_index(ignore_index, device):
 # the distance of the last row, and of the last class, from the first one
 @pytest.mark.parametrize("strides", [(2**30, 1), (1, 2**29)], ids=["rows", "classes"])
 @each_operator
+@pytest.mark.usefixtures("gigabytes")
 def test_break_16_offsets_pass_2_to_the_31(ours, theirs, strides, device):
     logits = spread_out(torch.randn(3, 5, device=device, dtype=torch.half), strides)
     dense = logits.clone(memory_format=torch.contiguous_format)
@@ -352,6 +353,7 @@ def test_break_16_offsets_pass_2_to_the_31(ours, theirs, strides, device):
     assert_agrees(ours, theirs, dense)
 
 
+@pytest.mark.usefixtures("gigabytes")
 def test_break_16_an_inplace_gradient_passes_2_to_the_31(device):
     leaf = torch.randn(3, 5, device=device, dtype=torch.half, requires_grad=True)
     target = some_classes(leaf)

@@ -277,6 +277,7 @@ def test_tiling_of_short_rows_starts_few_programs(kernel_device, launches):
         pytest.param((3, 3, 4), (FAR, 4, 1), id="outer"),
     ],
 )
+@pytest.mark.usefixtures("gigabytes")
 def test_tiling_reaches_beyond_32_bit_offsets(
     kernel_device, launches, far_results, operation, shape, strides
 ):
