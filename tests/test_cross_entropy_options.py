@@ -60,7 +60,8 @@ def test_statistics_are_those_of_the_capped_logits(soft, shape, device):
         target = F.one_hot(target, shape[1]).float()
     options = {"softcap": 4.0, "logit_scale": 1.5}
     stats = torch_softmax.cross_entropy_with_stats(logits, target, **options)
-    assert torch.equal(stats.loss, torch_softmax.cross_entropy(logits, target, **options))
+    # on a GPU two kernels, which add up the rows in another order
+    torch.testing.assert_close(stats.loss, torch_softmax.cross_entropy(logits, target, **options))
 
     def capped(x):
         return 4.0 * torch.tanh(1.5 * x / 4.0)
