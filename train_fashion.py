@@ -89,6 +89,20 @@ CHECKPOINT, PREVIOUS_CHECKPOINT = "checkpoint.pt", "checkpoint.previous.pt"
 WEIGHT_DECAY = 0.05
 WARM_UP_SHARE = 0.25
 MIN_WARM_UP_STEPS = 100
+# the flags that the weights depend on
+WEIGHT_SETTINGS = (
+    "dataset",
+    "train_size",
+    "test_size",
+    "loss",
+    "recipe",
+    "epochs",
+    "batch_size",
+    "lr",
+    "seed",
+    "precision",
+    "compile",
+)
 Loss = Callable[[Tensor, Tensor], Tensor]
 LOSSES: dict[str, Loss] = {
     "fused": torch_softmax.cross_entropy,
@@ -1271,19 +1285,10 @@ def run_train(argv: Sequence[str]) -> Result:
     data = load_data(options.dataset, options.data_dir, options.train_size, options.test_size)
     data = data.to(device)
     precision = "bf16" if use_bf16 else "fp32"
-    # those that the weights depend on
-    settings = {
-        "--dataset": "synthetic" if data.prefix else "fashion-mnist",
-        "--precision": precision,
-        "--recipe": options.recipe,
-        **{
-            f"--{name}": getattr(options, name.replace("-", "_"))
-            for name in (
-                *("train-size", "test-size", "loss", "epochs", "batch-size", "lr", "seed"),
-                "compile",
-            )
-        },
-    }
+    settings = {f"--{name.replace('_', '-')}": getattr(options, name) for name in WEIGHT_SETTINGS}
+    # as they came out, where they were left to the script
+    settings["--dataset"] = "synthetic" if data.prefix else "fashion-mnist"
+    settings["--precision"] = precision
     require_equal_settings(settings)
 
     set_seed(options.seed)
@@ -1332,10 +1337,21 @@ def run_train(argv: Sequence[str]) -> Result:
         seed=options.seed,
         save_every=options.save_every,
     )
+    return conclude(run, data, folder, settings, device, with_report)
 
+
+def conclude(
+    run: Run,
+    data: Data,
+    folder: Path,
+    settings: dict[str, Any],
+    device: torch.device,
+    with_report: bool,
+) -> Result:
+    """Test what the training made; say and write what came out."""
     images, labels = data.test
-    logits = compute_mirrored_logits(model, images)
-    measures = measure(logits, labels, calibrate(model, data.held_out).temperature)
+    logits = compute_mirrored_logits(run.model, images)
+    measures = measure(logits, labels, calibrate(run.model, data.held_out).temperature)
     measures["accuracy_of_the_image_alone"] = run.epoch_accuracies[-1]
     result = Result(
         run.epoch_accuracies[-1],
@@ -1344,7 +1360,7 @@ def run_train(argv: Sequence[str]) -> Result:
         run.step_losses,
         run.seconds,
         data.source,
-        weights_digest(model),
+        weights_digest(run.model),
     )
     for line in (
         f"test accuracy {result.accuracy:.2%}, and {result.mirrored_accuracy:.2%} by the mean "
