@@ -12,8 +12,8 @@ from triton_kernels.cross_entropy_loss import (
     cross_entropy_count_kernel,
     cross_entropy_loss_kernel,
     cross_entropy_loss_online_kernel,
-    cross_entropy_loss_packed_kernel,
 )
+from triton_kernels.packed_cross_entropy_loss import cross_entropy_loss_packed_kernel
 from triton_kernels.tiling import (
     COUNTED_ROWS,
     FEW_COUNTS,
