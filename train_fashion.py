@@ -641,7 +641,10 @@ def calibrate(model: Classifier, held_out: Split) -> Calibration:
     """Learn from images that the model was not trained on."""
     images, labels = held_out
     logits = compute_mirrored_logits(model, images)
-    scaling = uncertainty.TemperatureScaling().to(logits.device).fit(logits, labels)
+    if not logits.isfinite().all():
+        raise LossError("training needs finite logits, got others after its last step: lower --lr")
+    # bisection waits for each of its numbers, and not every device has the float64 that it takes
+    scaling = uncertainty.TemperatureScaling().fit(logits.cpu(), labels.cpu())
     pixels, features = coarsen(images), compute_features(model, images)
     return Calibration(
         scaling.temperature.item(),
@@ -726,19 +729,16 @@ class Run:
     model: Classifier
     optimizer: torch.optim.Optimizer
     step_losses: list[float] = field(default_factory=list)
+    epoch_losses: list[float] = field(default_factory=list)
     epoch_accuracies: list[float] = field(default_factory=list)
     seconds: float = 0.0
 
     def history(self) -> list[dict[str, float]]:
         """What is known of each epoch."""
-        n_batches = len(self.step_losses) // max(1, len(self.epoch_accuracies))
+        epochs = zip(self.epoch_losses, self.epoch_accuracies, strict=True)
         return [
-            {
-                "epoch": index + 1,
-                "loss": sum(self.step_losses[index * n_batches :][:n_batches]) / n_batches,
-                "accuracy": accuracy,
-            }
-            for index, accuracy in enumerate(self.epoch_accuracies)
+            {"epoch": number, "loss": loss, "accuracy": accuracy}
+            for number, (loss, accuracy) in enumerate(epochs, start=1)
         ]
 
     def state_dict(self) -> dict[str, Any]:
@@ -746,6 +746,7 @@ class Run:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step_losses": self.step_losses,
+            "epoch_losses": self.epoch_losses,
             "epoch_accuracies": self.epoch_accuracies,
             "seconds": self.seconds,
         }
@@ -754,6 +755,7 @@ class Run:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step_losses = state["step_losses"]
+        self.epoch_losses = state["epoch_losses"]
         self.epoch_accuracies = state["epoch_accuracies"]
         self.seconds = state["seconds"]
 
@@ -812,6 +814,7 @@ def train(
             epoch_ends = index + 1 == n_batches
             if epoch_ends:
                 logits = compute_logits(run.model, data.test.images)
+                run.epoch_losses.append(sum(run.step_losses[-n_batches:]) / n_batches)
                 run.epoch_accuracies.append(compute_accuracy(logits, data.test.labels))
             run.seconds = time.perf_counter() - start
             if epoch_ends:
@@ -971,6 +974,15 @@ def load_newest(folder: Path, *, set_aside: bool = False) -> dict[str, Any]:
             with suppress(FileNotFoundError):
                 os.replace(newest, folder / "checkpoint.damaged.pt")
         return state
+
+
+@contextmanager
+def of_this_version(path: Path) -> Iterator[None]:
+    """Refuse a checkpoint whose content is not what is looked for."""
+    try:
+        yield
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is of another version of this script") from error
 
 
 def check_settings(settings: dict[str, Any], saved: dict[str, Any]) -> None:
@@ -1301,7 +1313,8 @@ def run_train(argv: Sequence[str]) -> Result:
     if resume:
         state = by_rank_0(lambda: load_newest(folder, set_aside=True))
         check_settings(settings, state["settings"])
-        run.load_state_dict(state["run"])
+        with of_this_version(folder):
+            run.load_state_dict(state["run"])
     for line in (
         f"{data.source}: {options.train_size} to train, {options.test_size} to test",
         f"device {device}, {why_device}; {precision}, {why_precision}",
@@ -1484,13 +1497,11 @@ def load_model(
     """The model of a checkpoint, its calibration and the flags that it was trained with."""
     path = path or last_run()
     state = load_checkpoint(path) if path.suffix == ".pt" else load_newest(path)
-    try:
+    with of_this_version(path):
         recipe = RECIPES[state["settings"]["--recipe"]]
         model = Classifier(recipe.width, use_bf16=state["settings"]["--precision"] == "bf16")
         model.load_state_dict(state["run"]["model"])
         calibration = Calibration(**state["calibration"])
-    except (KeyError, RuntimeError, TypeError) as error:
-        raise CheckpointError(f"{path} is of another version of this script") from error
     calibration = calibration._replace(
         pixels=calibration.pixels.to(device), features=calibration.features.to(device)
     )

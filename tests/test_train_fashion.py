@@ -272,8 +272,11 @@ def test_a_refusal_is_the_exit_code_of_the_script():
     assert errors.count("\n") == 1 and "--epochs" in errors
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(capsys):
-    code = train_fashion.run([*SMALL, "--lr", "1e30", "--precision", "fp32"])
+# with 10 steps in an epoch the loss tells, and with one the logits by which the epoch is judged
+@pytest.mark.parametrize("train_size", ["640", "64"])
+def test_a_loss_that_is_not_finite_stops_the_run(capsys, train_size):
+    flags = ["--lr", "1e30", "--precision", "fp32", "--train-size", train_size]
+    code = train_fashion.run([*SMALL, *flags])
     errors = capsys.readouterr().err
     assert code == 4
     assert errors.count("\n") == 1 and "finite" in errors
@@ -387,7 +390,11 @@ def test_a_run_that_is_stopped_ends_its_step_and_goes_on_to_the_same_weights(
     assert errors.count("\n") == 1
     assert number.name in errors and "after step 15 of 30" in errors
     state = train_fashion.load_checkpoint(tmp_path / "checkpoint.pt")
-    assert len(state["run"]["step_losses"]) == 15
+    losses = state["run"]["step_losses"]
+    assert len(losses) == 15
+    with open(tmp_path / "metrics.csv", newline="") as file:
+        (epoch,) = csv.DictReader(file)
+    assert float(epoch["train_loss"]) == pytest.approx(sum(losses[:10]) / 10)
     assert resume(tmp_path).digest == finished_run[1].digest
 
 
@@ -483,6 +490,19 @@ def test_a_checkpoint_of_something_else_is_refused(capsys, run_folder):
     )
     assert code == 3
     assert str(run_folder / "checkpoint.pt") in line
+
+
+def test_a_checkpoint_of_another_version_is_refused(capsys, run_folder):
+    state = train_fashion.load_checkpoint(run_folder / "checkpoint.pt")
+    del state["run"]["epoch_losses"], state["calibration"]["temperature"]
+    train_fashion.save_checkpoint(run_folder, state)
+    for argv in (
+        ["evaluate", "--checkpoint", str(run_folder)],
+        [*SMALL, "--epochs", "3", "--resume", "--out", str(run_folder)],
+    ):
+        code, line = run_and_read_refusal(capsys, *argv)
+        assert code == 3
+        assert "another version" in line
 
 
 def test_a_full_disk_leaves_the_checkpoint_that_was_there(capsys, run_folder):
