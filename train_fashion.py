@@ -495,25 +495,26 @@ class Classifier(nn.Module):
         return F.normalize(F.adaptive_avg_pool2d(maps.float(), 2).flatten(1), dim=1)
 
 
-def join_processes(device: torch.device) -> None:
-    """Meet the other processes that torchrun started, if it did."""
+def join_processes(device: torch.device) -> distributed.Store | None:
+    """Meet the other processes that torchrun started, if it did; return what outlives a restart."""
     if not distributed.is_torchelastic_launched():
-        return
+        return None
     if os.environ.get("OMP_NUM_THREADS") == "1":
         # torchrun's choice, for which the processes of a machine would leave most of it idle
         has_affinity = hasattr(os, "sched_getaffinity")
         n_cpus = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
         torch.set_num_threads(max(1, n_cpus // int(os.environ["LOCAL_WORLD_SIZE"])))
     backend = "gloo"
-    if device.type != "cpu":
+    if device.index is not None:
         torch.accelerator.set_device_index(device.index)
         backend = f"cpu:gloo,{device.type}:{distributed.get_default_backend_for_device(device)}"
     store, number, count = next(distributed.rendezvous("env://", timeout=PEER_PATIENCE))
     # after a restart the store still has the addresses of the processes that died
-    store = distributed.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
+    of_this_life = distributed.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
     distributed.init_process_group(
-        backend, store=store, rank=number, world_size=count, timeout=PEER_PATIENCE
+        backend, store=of_this_life, rank=number, world_size=count, timeout=PEER_PATIENCE
     )
+    return store
 
 
 def rank() -> int:
@@ -532,7 +533,7 @@ def of_process(x: Tensor) -> Tensor:
 
 
 def by_rank_0(make: Callable[[], Any]) -> Any:
-    """What the function returns or raises in the first process, in all: only that touches files."""
+    """What the function returns or raises in the first process, in all: it has the run's files."""
     made = None
     if rank() == 0:
         try:
@@ -550,9 +551,17 @@ def by_rank_0(make: Callable[[], Any]) -> Any:
 
 def require_equal_settings(settings: dict[str, Any]) -> None:
     """Refuse processes that would not do the same training, such as one without the data."""
-    for flag, value in by_rank_0(lambda: settings).items():
-        if value != settings[flag]:
-            raise UserError(f"all processes need the same {flag}, got {value} and {settings[flag]}")
+    if differing := first_difference(by_rank_0(lambda: settings), settings):
+        flag, value, mine = differing
+        raise UserError(f"all processes need the same {flag}, got {value} and {mine}")
+
+
+def first_difference(first: dict[str, Any], second: dict[str, Any]) -> tuple[str, Any, Any] | None:
+    """The first setting that is not the same in both, with what it is in either."""
+    for flag in first:
+        if first[flag] != second.get(flag):
+            return flag, first[flag], second.get(flag)
+    return None
 
 
 def agree(loss: float, signals: list[int]) -> tuple[float, int]:
@@ -865,16 +874,46 @@ def kept_signals() -> Iterator[list[int]]:
 
     def keep(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        # the second one ends the run at once
-        signal.signal(number, handlers[signal.Signals(number)])
+        # a person's second one ends the run at once; SIGTERM may come twice, as torchrun passes on
+        # what a service manager sends to all
+        if number == signal.SIGINT:
+            signal.signal(number, handlers[number])
 
-    numbers = (signal.SIGTERM, signal.SIGINT)
+    numbers: tuple[int, ...] = (signal.SIGTERM, signal.SIGINT)
     handlers = {number: signal.signal(number, keep) for number in numbers}
     try:
         yield received
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def open_run(
+    out: Path | None, resume: bool, settings: dict[str, Any], store: distributed.Store | None
+) -> tuple[Path, dict[str, Any] | None]:
+    """The folder of the run, and the checkpoint from which it goes on, if it does.
+
+    torchrun --max-restarts starts all processes again, with the flags that they had, and the store
+    tells which run is theirs.
+    """
+    if store is not None and store.check(["folder"]):
+        out = Path(store.get("folder").decode())
+        resume = has_checkpoint(out)
+    folder = open_folder(out, resume)
+    if store is not None:
+        store.set("folder", str(folder))
+    if not resume:
+        return folder, None
+    state = load_newest(folder, set_aside=True)
+    if differing := first_difference(state["settings"], settings):
+        flag, needed, value = differing
+        raise UserError(f"--resume needs {flag} {needed} of the checkpoint, got {value}")
+    return folder, state
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether there is one, good or not."""
+    return any((folder / name).exists() for name in (CHECKPOINT, PREVIOUS_CHECKPOINT))
 
 
 def open_folder(out: Path | None, resume: bool) -> Path:
@@ -887,7 +926,7 @@ def open_folder(out: Path | None, resume: bool) -> Path:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise UserError(f"--out needs a folder that can be written, got {error}") from error
-    if not resume and any((folder / name).exists() for name in (CHECKPOINT, PREVIOUS_CHECKPOINT)):
+    if not resume and has_checkpoint(folder):
         raise UserError(
             f"--out needs a folder without a checkpoint, got {folder}: "
             "name another one, or go on from its checkpoint with --resume"
@@ -983,15 +1022,6 @@ def of_this_version(path: Path) -> Iterator[None]:
         yield
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is of another version of this script") from error
-
-
-def check_settings(settings: dict[str, Any], saved: dict[str, Any]) -> None:
-    """Refuse to go on with other settings than those of the checkpoint."""
-    for flag, value in settings.items():
-        # a checkpoint of before --compile was trained without it
-        needed = saved.get(flag, False)
-        if value != needed:
-            raise UserError(f"--resume needs {flag} {needed} of the checkpoint, got {value}")
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -1167,6 +1197,11 @@ class OneLineParser(argparse.ArgumentParser):
             self.error(f"unknown argument {unknown[0]}{did_you_mean(unknown[0], self.flags)}")
         return options
 
+    def print_help(self, file: Any = None) -> None:
+        """Print the help in the first process only."""
+        if os.environ.get("RANK", "0") == "0":
+            super().print_help(file)
+
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
 
@@ -1288,7 +1323,7 @@ def run_train(argv: Sequence[str]) -> Result:
         require_kernels(device)
     if options.compile:
         require_compiler(device)
-    join_processes(device)
+    store = join_processes(device)
     if options.batch_size % world_size():
         raise UserError(
             f"--batch-size needs a multiple of the {world_size()} processes, "
@@ -1301,18 +1336,14 @@ def run_train(argv: Sequence[str]) -> Result:
     # as they came out, where they were left to the script
     settings["--dataset"] = "synthetic" if data.prefix else "fashion-mnist"
     settings["--precision"] = precision
-    require_equal_settings(settings)
+    require_equal_settings({"--device": device.type, **settings})
 
     set_seed(options.seed)
     recipe = RECIPES[options.recipe]
     model = Classifier(recipe.width, use_bf16=use_bf16).to(device)
     run = Run(model, torch.optim.AdamW(model.parameters(), weight_decay=WEIGHT_DECAY))
-    # torchrun --max-restarts starts all processes again, with the flags that they had
-    resume = options.resume or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-    folder = by_rank_0(lambda: open_folder(options.out, resume))
-    if resume:
-        state = by_rank_0(lambda: load_newest(folder, set_aside=True))
-        check_settings(settings, state["settings"])
+    folder, state = by_rank_0(lambda: open_run(options.out, options.resume, settings, store))
+    if state is not None:
         with of_this_version(folder):
             run.load_state_dict(state["run"])
     for line in (
@@ -1334,7 +1365,7 @@ def run_train(argv: Sequence[str]) -> Result:
         by_rank_0(lambda: save_checkpoint(folder, state))
         by_rank_0(lambda: write_metrics(folder, run.history(), data.source))
 
-    if not resume:
+    if state is None:
         # else a run that is killed in its first epoch could not go on
         save()
     train(
@@ -1496,7 +1527,7 @@ def load_model(
 ) -> tuple[Classifier, Calibration, dict[str, Any]]:
     """The model of a checkpoint, its calibration and the flags that it was trained with."""
     path = path or last_run()
-    state = load_checkpoint(path) if path.suffix == ".pt" else load_newest(path)
+    state = by_rank_0(lambda: load_newest(path) if path.is_dir() else load_checkpoint(path))
     with of_this_version(path):
         recipe = RECIPES[state["settings"]["--recipe"]]
         model = Classifier(recipe.width, use_bf16=state["settings"]["--precision"] == "bf16")
@@ -1515,7 +1546,8 @@ def run(argv: Sequence[str] | None = None) -> int:
             if distributed.is_torchelastic_launched():
                 # lets torchrun end with the reason of the first failure
                 record(main)(argv)
-                distributed.destroy_process_group()
+                if distributed.is_initialized():
+                    distributed.destroy_process_group()
                 sys.stdout.flush()
                 sys.stderr.flush()
                 # threads of PyTorch that outlive the group may abort a process as it is taken down

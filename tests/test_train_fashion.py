@@ -319,12 +319,14 @@ def resume(folder, *argv):
 def send_itself_a_signal(number, step, *argv):
     """A process that runs the script and gets the signal in the middle of a step."""
     code = (
-        "import os, sys, train_fashion\n"
+        "import os, signal, sys, train_fashion\n"
         "number, fatal_step = (int(sys.argv.pop(1)) for _ in range(2))\n"
         "one_cycle = train_fashion.one_cycle\n"
         "def one_cycle_with_signal(step, n_steps):\n"
         "    if step == fatal_step:\n"
         "        os.kill(os.getpid(), number)\n"
+        # as where torchrun passes on what a service manager sends to all processes
+        "        number == signal.SIGTERM and os.kill(os.getpid(), number)\n"
         "    return one_cycle(step, n_steps)\n"
         "train_fashion.one_cycle = one_cycle_with_signal\n"
         "sys.exit(train_fashion.run(sys.argv[1:]))\n"
@@ -1151,17 +1153,24 @@ def test_a_reader_that_leaves_early_gets_no_traceback(argv):
     assert process.returncode == 141 or argv == ["--help"]
 
 
-# what a process does at a step, told by its number: a signal to itself, or a loss that is NaN
+# what a process does at a step, told by its number: a signal to itself, -1 being before the first
+# checkpoint, or a loss that is NaN
 FAULTS = """
 import os, sys, signal, torch, train_fashion
 fault, fatal_step, rank = sys.argv.pop(1), int(sys.argv.pop(1)), sys.argv.pop(1)
-one_cycle, cross_entropy = train_fashion.one_cycle, train_fashion.LOSSES["fused"]
-def one_cycle_with_fault(step, n_steps):
+one_cycle, calibrate = train_fashion.one_cycle, train_fashion.calibrate
+cross_entropy = train_fashion.LOSSES["fused"]
+def befall(step):
     first_life = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
     if step == fatal_step and os.environ["RANK"] == rank and first_life and fault[:3] == "SIG":
         os.kill(os.getpid(), signal.Signals[fault])
+def one_cycle_with_fault(step, n_steps):
+    befall(step)
     return one_cycle(step, n_steps)
-train_fashion.one_cycle = one_cycle_with_fault
+def calibrate_with_fault(*args):
+    befall(-1)
+    return calibrate(*args)
+train_fashion.one_cycle, train_fashion.calibrate = one_cycle_with_fault, calibrate_with_fault
 if fault == "nan" and os.environ["RANK"] == rank:
     train_fashion.LOSSES["fused"] = lambda *args: cross_entropy(*args) * float("nan")
 sys.exit(train_fashion.run(sys.argv[1:]))
@@ -1224,14 +1233,22 @@ def test_a_run_whose_process_dies_ends_and_goes_on_to_the_same_weights(torchrun,
 def test_a_run_whose_process_dies_is_started_again_by_torchrun(torchrun, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     digests = []
-    # in the first epoch; the folders are runs/1 and runs/2
-    for fault in ("SIGKILL", "none"):
-        process = torchrun(fault, 3, 1, restarts=1)
+    # in the first epoch, and before there is a checkpoint: the folders are runs/1, runs/2, runs/3
+    for fault, step in (("SIGKILL", 3), ("SIGKILL", -1), ("none", 0)):
+        process = torchrun(fault, step, 1, restarts=1)
         output, errors = process.communicate()
         assert process.returncode == 0, errors
         digests.append(output.splitlines()[-1].split()[-3])
-    assert digests[0] == digests[1]
-    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["1", "2"]
+    assert digests[0] == digests[1] == digests[2]
+    for number in ("1", "2", "3"):
+        assert (tmp_path / "runs" / number / "result.json").exists()
+
+
+def test_help_under_torchrun_is_printed_once(torchrun):
+    process = torchrun("none", 0, 0, "--help")
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert output.count("usage:") == 1
 
 
 def test_a_signal_to_torchrun_stops_all_processes_after_a_step(torchrun, tmp_path):
