@@ -158,6 +158,19 @@ def test_report_shows_names_as_they_are_and_runs_none(written):
         assert text in parsed.text
 
 
+def test_report_gives_its_scores_before_and_after_scaling(written):
+    logits, target = some_rows()
+    parsed = Page((written[0] / "report.html").read_text())
+    for divisors in ((1.0, 1.25), (1.0,)):
+        losses = [
+            torch_softmax.cross_entropy(logits.double() / divisor, target) for divisor in divisors
+        ]
+        text = " → ".join(f"{loss.item():.4f}" for loss in losses)
+        page = parsed if len(divisors) == 2 else page_of(logits, target)
+        assert f"cross-entropy{text}calibration error" in page.text
+        assert page.text.count("→") == (4 if len(divisors) == 2 else 0)
+
+
 def test_report_embeds_the_logits_of_the_rows_it_shows(written):
     logits, _ = some_rows()
     parsed = Page((written[0] / "report.html").read_text())

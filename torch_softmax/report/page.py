@@ -7,7 +7,7 @@ from html import escape
 from importlib.resources import files
 from string import Template
 
-from torch_softmax.functional import cross_entropy, softmax
+from torch_softmax.functional import cross_entropy
 from torch_softmax.report.findings import Findings, percent
 from torch_softmax.report.fragments import (
     arithmetic_table,
@@ -16,7 +16,7 @@ from torch_softmax.report.fragments import (
     playground,
     summary,
 )
-from torch_softmax.uncertainty import brier_score, calibration_error
+from torch_softmax.uncertainty import brier_score, calibration_error, predict
 
 ALTERNATIVE_TEXTS = {
     "examples.png": "Images with the class that the model names, its confidence, and whether it is "
@@ -43,7 +43,7 @@ def render_page(findings: Findings, pictures: Mapping[str, bytes]) -> str:
         for name, text in ALTERNATIVE_TEXTS.items()
     }
     learning_curve = shown.pop("learning_curve")
-    errors = _calibration_errors(findings)
+    scores = [_scores(findings, divisor) for divisor in (1.0, findings.temperature) if divisor]
     return Template(_part("page.html")).substitute(
         shown,
         title=escape(findings.title),
@@ -51,13 +51,13 @@ def render_page(findings: Findings, pictures: Mapping[str, bytes]) -> str:
         css=_part("page.css"),
         script=_part("page.js"),
         data=_shown_logits(findings),
-        summary=summary(_scores(findings, errors)),
+        summary=summary(_summary(findings, scores)),
         arithmetic=arithmetic_table(findings, findings.closest_call()),
         playground=playground(findings),
         mistake=_mistake(findings),
         classes=class_table(findings),
         training=TRAINING + learning_curve if learning_curve else "",
-        calibration=escape(_calibration(errors, findings.temperature)),
+        calibration=escape(_calibration(scores, findings.temperature)),
         **{name: escape(text) for name, text in _numbers(findings).items()},
     )
 
@@ -84,16 +84,25 @@ def _part(name: str) -> str:
     return files("torch_softmax.report").joinpath(name).read_text(encoding="utf-8").strip()
 
 
-def _scores(findings: Findings, errors: tuple[str, str | None]) -> dict[str, str]:
-    probabilities, target = findings.prediction.probabilities, findings.target
-    before, after = errors
+def _scores(findings: Findings, divisor: float) -> dict[str, str]:
+    """What a temperature changes."""
+    logits, target = findings.logits / divisor, findings.target
+    prediction = predict(logits, top_k=1)
+    error = calibration_error(prediction.probabilities, target)
     return {
-        "rows": f"{len(target):,}",
+        "cross-entropy": f"{cross_entropy(logits, target).item():.4f}",
+        "calibration error": percent(error.item()),
+        "Brier score": f"{brier_score(prediction.probabilities, target).item():.4f}",
+        "entropy (nats)": f"{prediction.entropy.mean().item():.3f}",
+    }
+
+
+def _summary(findings: Findings, scores: list[dict[str, str]]) -> dict[str, str]:
+    """The scores as the model says, and after an arrow those at the fitted temperature."""
+    return {
+        "rows": f"{len(findings.target):,}",
         "accuracy": f"{findings.accuracy:.2%}",
-        "cross-entropy": f"{cross_entropy(findings.logits, target).item():.4f}",
-        "calibration error": before if after is None else f"{before} → {after}",
-        "Brier score": f"{brier_score(probabilities, target).item():.4f}",
-        "entropy (nats)": f"{findings.prediction.entropy.mean().item():.3f}",
+        **{name: " → ".join(score[name] for score in scores) for name in scores[0]},
     }
 
 
@@ -109,20 +118,11 @@ def _shown_logits(findings: Findings) -> str:
     return json.dumps(rows, allow_nan=False, separators=(",", ":"))
 
 
-def _calibration_errors(findings: Findings) -> tuple[str, str | None]:
-    """As the model says, and at the fitted temperature."""
-    before = calibration_error(findings.prediction.probabilities, findings.target).item()
-    if findings.temperature is None:
-        return percent(before), None
-    shares = softmax(findings.logits / findings.temperature, 1)
-    return percent(before), percent(calibration_error(shares, findings.target).item())
-
-
-def _calibration(errors: tuple[str, str | None], temperature: float | None) -> str:
-    before, after = errors
-    if after is None:
+def _calibration(scores: list[dict[str, str]], temperature: float | None) -> str:
+    before, *after = (score["calibration error"] for score in scores)
+    if not after:
         return before
-    return f"{before}, and at the fitted temperature of {temperature:.3g} it is {after}"
+    return f"{before}, and at the fitted temperature of {temperature:.3g} it is {after[0]}"
 
 
 def _mistake(findings: Findings) -> str:
