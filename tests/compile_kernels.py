@@ -166,7 +166,9 @@ def matrix_bytes(args: tuple[Any, ...]) -> int:
 
 def measure(asm: Any) -> dict[str, Any]:
     """Registers, bytes of stack (above 0: registers were spilled), and how memory is accessed."""
+    n_fused = 0
     if "cubin" in asm:
+        n_fused = len(re.findall(r"\bfma\.rn(?:\.ftz)?\.f32", asm["ptx"]))
         widths = nvidia_access_widths(asm["ptx"])
         hints = sorted(set(re.findall(r"\bevict_\w+", asm["ptx"])))
         registers, stack = nvidia_resources(asm["cubin"])
@@ -176,6 +178,7 @@ def measure(asm: Any) -> dict[str, Any]:
         stack = int(re.search(r"\.private_segment_fixed_size:\s+(\d+)", asm["amdgcn"])[1])
     return {
         "hints": hints,
+        "fused_multiply_adds": n_fused,
         "registers": registers,
         "stack": stack,
         "wide_bytes_per_thread": sum(width for width in widths if width >= 16),
