@@ -210,8 +210,12 @@ def test_conformance_module_sample_has_torchs_value_and_gradients(info, index):
 @each_module_sample
 def test_conformance_module_sample_has_them_from_the_kernels(info, index, kernel_device):
     sample = module_samples(info, torch.float)[index]
-    ours, theirs = (module.to(kernel_device) for module in ours_and_theirs(info, sample))
-    exact = ours_and_theirs(info, sample)[1].to(kernel_device, torch.double)
+    modules = [*ours_and_theirs(info, sample), ours_and_theirs(info, sample)[1].double()]
+    for module in modules:
+        if getattr(module, "weight", None) is not None:
+            # of either sign they nearly cancel in a sum, which then is all rounding
+            module.weight.abs_()
+    ours, theirs, exact = (module.to(kernel_device) for module in modules)
     assert_conforms(ours, theirs, exact, on_device(forward_arguments(sample), kernel_device))
 
 

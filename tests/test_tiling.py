@@ -61,7 +61,9 @@ def launches(monkeypatch):
         for name, kernel in list(vars(launcher).items()):
             if name.endswith("_kernel"):
                 monkeypatch.setattr(launcher, name, RecordingKernel(name, kernel, launches))
-    return launches
+    yield launches
+    # they hold the memory of their arguments
+    launches.clear()
 
 
 @pytest.fixture
