@@ -77,7 +77,7 @@ HOW_TO_GET_THE_DATA = (
 )
 TRITON_DEVICES = ("cuda", "xpu")  # ROCm's are called cuda, too
 DOWNLOAD_PATIENCE_SECONDS = 10
-# a process that dies is noticed at once, one that hangs after this
+# a process that hangs is given up after this
 PEER_PATIENCE = timedelta(minutes=5)
 # the first training images are kept out of training: they tell how sure the model may be, which
 # takes few of them, and its accuracy wants the others
@@ -89,8 +89,8 @@ CHECKPOINT, PREVIOUS_CHECKPOINT = "checkpoint.pt", "checkpoint.previous.pt"
 WEIGHT_DECAY = 0.05
 WARM_UP_SHARE = 0.25
 MIN_WARM_UP_STEPS = 100
-# the flags that the weights depend on
-WEIGHT_SETTINGS = (
+# the flags that what comes out depends on
+RESULT_SETTINGS = (
     "dataset",
     "train_size",
     "test_size",
@@ -665,19 +665,17 @@ def calibrate(model: Classifier, held_out: Split) -> Calibration:
 
 
 def measure(logits: Tensor, labels: Tensor, temperature: float) -> dict[str, float]:
-    """Numbers by which to compare classifiers, with the temperature and one without it."""
-    before, after = (uncertainty.predict(logits / t) for t in (1.0, temperature))
-    numbers = {
-        "accuracy": compute_accuracy(logits, labels),
-        "loss": torch_softmax.cross_entropy(logits / temperature, labels).item(),
-        "brier_score": uncertainty.brier_score(after.probabilities, labels).item(),
-        "entropy": after.entropy.mean().item(),
-        "temperature": temperature,
-        "calibration_error_before": uncertainty.calibration_error(
-            before.probabilities, labels
-        ).item(),
-        "calibration_error": uncertainty.calibration_error(after.probabilities, labels).item(),
-    }
+    """Numbers by which to compare classifiers, before temperature scaling and with it."""
+    numbers = {"accuracy": compute_accuracy(logits, labels), "temperature": temperature}
+    for when, divisor in ((" before scaling", 1.0), ("", temperature)):
+        prediction = uncertainty.predict(logits / divisor)
+        loss = torch_softmax.cross_entropy(logits / divisor, labels)
+        score = uncertainty.brier_score(prediction.probabilities, labels)
+        error = uncertainty.calibration_error(prediction.probabilities, labels)
+        numbers[f"loss{when}"] = loss.item()
+        numbers[f"entropy{when}"] = prediction.entropy.mean().item()
+        numbers[f"Brier score{when}"] = score.item()
+        numbers[f"calibration error{when}"] = error.item()
     for label in labels.unique().tolist():
         of_class = labels == label
         numbers[f"accuracy of {CLASSES[label]}"] = compute_accuracy(
@@ -1098,6 +1096,9 @@ def read_brightness(path: str) -> Tensor:
             picture = Image.alpha_composite(white, picture.convert("RGBA"))
         # more than 8 bits, which Pillow would cut off at 255
         is_deep = picture.mode.startswith(("I", "F"))
+        if picture.mode == "LAB":
+            # which Pillow does not convert; it begins with the lightness
+            picture = picture.getchannel(0)
         if is_deep:
             picture = picture.convert("F" if picture.mode == "F" else "I")
         pixels = picture.convert("F" if is_deep else "L").tobytes()
@@ -1109,7 +1110,8 @@ def read_brightness(path: str) -> Tensor:
     if is_deep:
         # no file says what its white is
         brightest = brightness.max().item()
-        white_level = next((level for level in (1, 255, 65535) if brightest <= level), brightest)
+        levels = (1, 255, 1023, 4095, 16383, 65535)
+        white_level = next((level for level in levels if brightest <= level), brightest)
         brightness = (brightness * 255 / white_level).clamp(min=0)
     return brightness.view(picture.height, picture.width)
 
@@ -1127,11 +1129,12 @@ def choose_device(name: str) -> tuple[torch.device, str]:
             raise UserError(f"--device needs no number under torchrun, got {name!r}")
         name += f":{os.environ['LOCAL_RANK']}"
     try:
-        # not just allocated: the device "meta" allocates but cannot read
-        torch.zeros(1, device=name).item()
-    except (RuntimeError, AssertionError) as error:
+        # computed and read: "meta" does not compute, and Triton needs a C compiler
+        torch_softmax.softmax(torch.zeros(1, device=name), dim=0).item()
+    # a compiler that is missing or fails raises anything
+    except Exception as error:
         reason = one_line(error).partition(". ")[0]
-        raise UserError(f"--device needs a device that is here, got {name!r}: {reason}") from error
+        raise UserError(f"--device needs one that computes here, got {name!r}: {reason}") from error
     return torch.device(name), why
 
 
@@ -1311,7 +1314,9 @@ def main(argv: Sequence[str] | None = None) -> Any:
     if name not in commands:
         hint = did_you_mean(name, list(commands)) or f": needs one of {', '.join(commands)}"
         raise UserError(f"unknown command {name}{hint}")
-    return commands[name](argv)
+    # on a GPU, convolutions that add up in one order, and in float32 where they are to
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        return commands[name](argv)
 
 
 def run_train(argv: Sequence[str]) -> Result:
@@ -1332,7 +1337,7 @@ def run_train(argv: Sequence[str]) -> Result:
     data = load_data(options.dataset, options.data_dir, options.train_size, options.test_size)
     data = data.to(device)
     precision = "bf16" if use_bf16 else "fp32"
-    settings = {f"--{name.replace('_', '-')}": getattr(options, name) for name in WEIGHT_SETTINGS}
+    settings = {f"--{name.replace('_', '-')}": getattr(options, name) for name in RESULT_SETTINGS}
     # as they came out, where they were left to the script
     settings["--dataset"] = "synthetic" if data.prefix else "fashion-mnist"
     settings["--precision"] = precision
@@ -1396,7 +1401,7 @@ def conclude(
     images, labels = data.test
     logits = compute_mirrored_logits(run.model, images)
     measures = measure(logits, labels, calibrate(run.model, data.held_out).temperature)
-    measures["accuracy_of_the_image_alone"] = run.epoch_accuracies[-1]
+    measures["accuracy of the image alone"] = run.epoch_accuracies[-1]
     result = Result(
         run.epoch_accuracies[-1],
         measures["accuracy"],
@@ -1409,8 +1414,8 @@ def conclude(
     for line in (
         f"test accuracy {result.accuracy:.2%}, and {result.mirrored_accuracy:.2%} by the mean "
         f"logits of each image and its mirror image, after {run.seconds:.1f} s of training",
-        f"calibration error {measures['calibration_error_before']:.2%}, and "
-        f"{measures['calibration_error']:.2%} with the logits divided by the temperature "
+        f"calibration error {measures['calibration error before scaling']:.2%}, and "
+        f"{measures['calibration error']:.2%} with the logits divided by the temperature "
         f"{measures['temperature']:.3f}, which {len(data.held_out.labels)} other images gave",
         *describe_examples(torch_softmax.softmax(logits / measures["temperature"], dim=1), labels),
         f"weights {result.digest}, in {folder / CHECKPOINT}",
@@ -1454,8 +1459,9 @@ def write_metrics(folder: Path, history: list[dict[str, float]], source: str) ->
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """What the seconds and the last bits depend on."""
+    module = torch.get_device_module(device)
     return {
-        "device": str(device),
+        "device": module.get_device_name(device) if device.type in TRITON_DEVICES else "cpu",
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "processes": world_size(),
@@ -1467,7 +1473,7 @@ def run_evaluate(argv: Sequence[str]) -> dict[str, float]:
     options = parse_use("evaluate", argv)
     device, why_device = choose_device(options.device)
     join_processes(device)
-    model, calibration, settings = load_model(options.checkpoint, device)
+    model, calibration, settings, origin = load_model(options.checkpoint, device)
     if options.data_dir and settings["--dataset"] == "synthetic":
         raise UserError("--data-dir needs a checkpoint of Fashion-MNIST, got one of drawn garments")
     data = load_data(
@@ -1476,13 +1482,14 @@ def run_evaluate(argv: Sequence[str]) -> dict[str, float]:
     logits = compute_mirrored_logits(model, data.test.images)
     measures = measure(logits, data.test.labels, calibration.temperature)
     alone = compute_logits(model, data.test.images)
-    measures["accuracy_of_the_image_alone"] = compute_accuracy(alone, data.test.labels)
+    measures["accuracy of the image alone"] = compute_accuracy(alone, data.test.labels)
     say(
         f"{data.prefix}{data.source}: {settings['--test-size']} to test, each with its mirror image"
     )
-    say(f"{data.prefix}device {device}, {why_device}")
+    for line in (f"device {device}, {why_device}", f"model of {origin}"):
+        say(data.prefix + line)
     for name, value in measures.items():
-        say(f"{data.prefix}{name.replace('_', ' ')}: {value:.4f}")
+        say(f"{data.prefix}{name}: {value:.4f}")
     return measures
 
 
@@ -1491,21 +1498,22 @@ def run_predict(argv: Sequence[str]) -> uncertainty.Prediction:
     options = parse_use("predict", argv)
     device, _ = choose_device(options.device)
     join_processes(device)
-    pictures, failures = {}, []
+    pictures, failures = [], []
     for path in options.files:
         try:
-            pictures[path] = read_picture(path)
+            pictures.append((path, *read_picture(path)))
         except DataError as error:
             failures.append(str(error))
     if not pictures:
         raise DataError("; ".join(failures))
-    images = torch.stack([image for image, _ in pictures.values()]).to(device)
-    model, calibration, settings = load_model(options.checkpoint, device)
+    images = torch.stack([image for _, image, _ in pictures]).to(device)
+    model, calibration, settings, origin = load_model(options.checkpoint, device)
     logits = compute_mirrored_logits(model, images)
     prediction = uncertainty.predict(logits / calibration.temperature)
     prefix = NOT_FASHION_MNIST if settings["--dataset"] == "synthetic" else ""
     is_unusual = calibration.is_unusual(model, images)
-    for index, (path, (_, is_plain)) in enumerate(pictures.items()):
+    say(f"{prefix}model of {origin}")
+    for index, (path, _, is_plain) in enumerate(pictures):
         caution = "not sure: " if prediction.confidence[index] < SURE else ""
         if is_unusual[index] or not is_plain:
             what = "unlike the training data" if is_unusual[index] else "no plain background"
@@ -1522,21 +1530,30 @@ def run_predict(argv: Sequence[str]) -> uncertainty.Prediction:
     return prediction
 
 
-def load_model(
-    path: Path | None, device: torch.device
-) -> tuple[Classifier, Calibration, dict[str, Any]]:
-    """The model of a checkpoint, its calibration and the flags that it was trained with."""
+class Trained(NamedTuple):
+    """What a checkpoint holds for use."""
+
+    model: Classifier
+    calibration: Calibration
+    settings: dict[str, Any]  # the flags that it was trained with
+    origin: str
+
+
+def load_model(path: Path | None, device: torch.device) -> Trained:
+    """The model of a checkpoint, or of the newest one in a folder."""
     path = path or last_run()
-    state = by_rank_0(lambda: load_newest(path) if path.is_dir() else load_checkpoint(path))
+    is_folder = path.is_dir() or not path.suffix
+    state = by_rank_0(lambda: load_newest(path) if is_folder else load_checkpoint(path))
     with of_this_version(path):
         recipe = RECIPES[state["settings"]["--recipe"]]
         model = Classifier(recipe.width, use_bf16=state["settings"]["--precision"] == "bf16")
         model.load_state_dict(state["run"]["model"])
         calibration = Calibration(**state["calibration"])
+        origin = f"{path}, trained for {len(state['run']['step_losses'])} steps"
     calibration = calibration._replace(
         pixels=calibration.pixels.to(device), features=calibration.features.to(device)
     )
-    return model.to(device), calibration, state["settings"]
+    return Trained(model.to(device), calibration, state["settings"], origin)
 
 
 def run(argv: Sequence[str] | None = None) -> int:
