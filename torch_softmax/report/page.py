@@ -7,7 +7,7 @@ from html import escape
 from importlib.resources import files
 from string import Template
 
-from torch_softmax.functional import cross_entropy
+from torch_softmax.functional import cross_entropy_with_stats, softmax
 from torch_softmax.report.findings import Findings, percent
 from torch_softmax.report.fragments import (
     arithmetic_table,
@@ -16,7 +16,7 @@ from torch_softmax.report.fragments import (
     playground,
     summary,
 )
-from torch_softmax.uncertainty import brier_score, calibration_error, predict
+from torch_softmax.uncertainty import brier_score, calibration_error
 
 ALTERNATIVE_TEXTS = {
     "examples.png": "Images with the class that the model names, its confidence, and whether it is "
@@ -87,13 +87,12 @@ def _part(name: str) -> str:
 def _scores(findings: Findings, divisor: float) -> dict[str, str]:
     """What a temperature changes."""
     logits, target = findings.logits / divisor, findings.target
-    prediction = predict(logits, top_k=1)
-    error = calibration_error(prediction.probabilities, target)
+    stats, probabilities = cross_entropy_with_stats(logits, target), softmax(logits, 1)
     return {
-        "cross-entropy": f"{cross_entropy(logits, target).item():.4f}",
-        "calibration error": percent(error.item()),
-        "Brier score": f"{brier_score(prediction.probabilities, target).item():.4f}",
-        "entropy (nats)": f"{prediction.entropy.mean().item():.3f}",
+        "cross-entropy": f"{stats.loss.item():.4f}",
+        "calibration error": percent(calibration_error(probabilities, target).item()),
+        "Brier score": f"{brier_score(probabilities, target).item():.4f}",
+        "entropy (nats)": f"{stats.entropy.mean().item():.3f}",
     }
 
 
