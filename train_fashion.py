@@ -1094,13 +1094,14 @@ def read_brightness(path: str) -> Tensor:
         if picture.has_transparency_data:
             white = Image.new("RGBA", picture.size, "white")
             picture = Image.alpha_composite(white, picture.convert("RGBA"))
-        # more than 8 bits, which Pillow would cut off at 255
-        is_deep = picture.mode.startswith(("I", "F"))
+        if picture.mode.startswith("I;"):
+            # 16 bits in one order of bytes or the other
+            picture = picture.convert("I")
         if picture.mode == "LAB":
             # which Pillow does not convert; it begins with the lightness
             picture = picture.getchannel(0)
-        if is_deep:
-            picture = picture.convert("F" if picture.mode == "F" else "I")
+        # more than 8 bits, which Pillow would cut off at 255
+        is_deep = picture.mode in ("I", "F")
         pixels = picture.convert("F" if is_deep else "L").tobytes()
     # Pillow documents none of what a damaged file can raise
     except Exception as error:
