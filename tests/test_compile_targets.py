@@ -84,9 +84,9 @@ def kernels():
     ]
 
 
-@pytest.mark.parametrize("case", [str(case) for case in CASES])
+@pytest.mark.parametrize("case", [str(case) for case in CASES if case.target.startswith("sm_")])
 def test_compile_targets_round_products_as_the_interpreter_does(compiled, case):
-    for record in compiled[case]:
+    for record in measured(compiled, case):
         # the others take logarithms and exact exponentials, which are made of fused multiply-adds
         if record["kernel"].endswith("_backward_kernel") and "log_softmax" not in case:
             assert record["fused_multiply_adds"] == 0

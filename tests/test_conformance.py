@@ -212,8 +212,8 @@ def test_conformance_module_sample_has_them_from_the_kernels(info, index, kernel
     sample = module_samples(info, torch.float)[index]
     modules = [*ours_and_theirs(info, sample), ours_and_theirs(info, sample)[1].double()]
     for module in modules:
-        if getattr(module, "weight", None) is not None:
-            # of either sign they nearly cancel in a sum, which then is all rounding
+        if kernel_device.type != "cpu" and getattr(module, "weight", None) is not None:
+            # of either sign they nearly cancel in a sum, which a GPU's order makes all rounding
             module.weight.abs_()
     ours, theirs, exact = (module.to(kernel_device) for module in modules)
     assert_conforms(ours, theirs, exact, on_device(forward_arguments(sample), kernel_device))

@@ -209,7 +209,9 @@ def test_rows_computed_apart_have_the_same_bits(device, shape, seed, dtype, n_pa
         row_results(*part)
         for part in zip(rows.logits.chunk(n_parts), rows.ignoring.chunk(n_parts), strict=True)
     ]
-    tolerance = tolerance_between_places(rows.logits)
+    # the interpreter adds up in one order wherever a row begins
+    exact = {"rtol": 0, "atol": 0}
+    tolerance = exact if device.type == "cpu" else tolerance_between_places(rows.logits)
     for whole, *parts in zip(together, *apart, strict=True):
         torch.testing.assert_close(torch.cat(parts), whole, **tolerance)
 
