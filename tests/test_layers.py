@@ -13,39 +13,40 @@ import pytest
 import torch_softmax
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("torch_softmax", "triton_kernels")
+# folders, and the packages that they are installed as
+PACKAGES = {"torch_softmax": "torch_softmax", "triton_kernels": "torch_softmax._kernels"}
 
 # the arrows: what a layer may import as it is imported itself
 LAYERS = {
-    "triton_kernels": set(),
-    "torch_softmax._rows": set(),
+    "torch_softmax._kernels": set(),
+    "torch_softmax._layout": set(),
     "torch_softmax._options": set(),
     "torch_softmax._launch": {
-        "triton_kernels",
+        "torch_softmax._kernels",
         "torch_softmax._options",
-        "torch_softmax._rows",
+        "torch_softmax._layout",
     },
-    "torch_softmax.reference": {"torch_softmax._rows"},
+    "torch_softmax.reference": {"torch_softmax._layout"},
     "torch_softmax._cpu": {
         "torch_softmax.reference",
         "torch_softmax._options",
-        "torch_softmax._rows",
+        "torch_softmax._layout",
     },
     "torch_softmax._ops": {
         "torch_softmax._cpu",
         "torch_softmax.reference",
         "torch_softmax._options",
-        "torch_softmax._rows",
+        "torch_softmax._layout",
     },
     "torch_softmax.functional": {
         "torch_softmax._ops",
         "torch_softmax._options",
-        "torch_softmax._rows",
+        "torch_softmax._layout",
     },
     "torch_softmax.modules": {"torch_softmax.functional"},
     "torch_softmax.patching": {"torch_softmax.functional", "torch_softmax.modules"},
     "torch_softmax.benchmark": {"torch_softmax"},
-    "torch_softmax.uncertainty": {"torch_softmax.functional", "torch_softmax._rows"},
+    "torch_softmax.uncertainty": {"torch_softmax.functional", "torch_softmax._layout"},
     "torch_softmax.report": {"torch_softmax.functional", "torch_softmax.uncertainty"},
     "torch_softmax": {
         "torch_softmax._ops",
@@ -63,8 +64,8 @@ BENCHMARK_IMPORTS = {"liger_kernel", "matplotlib", "quack", "tqdm"}
 
 
 def module_name(path):
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+    folder, *parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join([PACKAGES[folder], *(parts[:-1] if parts[-1] == "__init__" else parts)])
 
 
 MODULES = {
@@ -73,9 +74,8 @@ MODULES = {
 
 
 def layer_of(module):
-    """``torch_softmax._ops.softmax`` belongs to ``torch_softmax._ops``; kernels are one layer."""
-    parts = module.split(".")
-    return parts[0] if parts[0] == "triton_kernels" else ".".join(parts[:2])
+    """``torch_softmax._ops.softmax`` belongs to ``torch_softmax._ops``."""
+    return ".".join(module.split(".")[:2])
 
 
 def modules_of(layer):
@@ -162,9 +162,20 @@ def test_layers_reach_the_kernels_only_by_a_late_import(module, name):
     assert name not in at_once, f"{module} imports {name} without being called"
 
 
-@pytest.mark.parametrize("module", modules_of("triton_kernels"))
+@pytest.mark.parametrize("module", modules_of("torch_softmax._kernels"))
 def test_layers_of_kernels_know_only_triton(module):
     assert foreign_imports(module) <= {"triton"}
+
+
+@pytest.mark.parametrize("module", modules_of("torch_softmax._kernels"))
+def test_layers_of_kernels_import_each_other_relatively(module):
+    # so that the folder also works under its own name in a checkout
+    imported = [
+        node
+        for node in ast.walk(ast.parse(MODULES[module].read_text()))
+        if isinstance(node, ast.ImportFrom)
+    ]
+    assert not [node for node in imported if (node.module or "").startswith("torch_softmax")]
 
 
 @pytest.mark.parametrize("module", modules_of("torch_softmax._launch"))
@@ -178,7 +189,7 @@ def test_layers_of_launchers_know_torch_and_triton(module):
         module
         for module in MODULES
         if layer_of(module)
-        not in ("triton_kernels", "torch_softmax._launch", "torch_softmax.report")
+        not in ("torch_softmax._kernels", "torch_softmax._launch", "torch_softmax.report")
     ],
 )
 def test_layers_above_the_launchers_know_only_torch(module):
@@ -206,9 +217,9 @@ def test_layers_import_nothing_heavy():
     brought = run_python(
         "import sys, torch; before = set(sys.modules)\n"
         "import torch_softmax, torch_softmax.report\n"
-        "print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
+        "print(*set(sys.modules) - before)"
     )
-    heavy = {"matplotlib", "numpy", "torchvision", "triton", "triton_kernels"}
+    heavy = {"matplotlib", "numpy", "torchvision", "triton", "torch_softmax._kernels"}
     assert not heavy & set(brought.split())
 
 
@@ -225,6 +236,7 @@ def test_layers_ship_every_package_and_its_types():
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     packages = {name for name, path in MODULES.items() if path.name == "__init__.py"}
     assert set(setuptools["packages"]) == packages
+    assert setuptools["package-dir"] == {"torch_softmax._kernels": "triton_kernels"}
     assert setuptools["package-data"]["torch_softmax"] == ["py.typed"]
     for package, names in setuptools["package-data"].items():
         assert all((ROOT / package.replace(".", "/") / name).is_file() for name in names)

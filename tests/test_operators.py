@@ -166,8 +166,8 @@ def operator_arguments(device):
     weight = torch.rand(5, device=device)
     rows = torch.rand(x.shape[:-1], device=device)
     plain, capped = (1.0, None), (1.5, 2.0)
-    normalizer = reference.cross_entropy_forward(x, target, None)[-1]
-    indices = (x, target, weight, normalizer, rows, rows, rows, rows)
+    softmax_stats = reference.cross_entropy_forward(x, target, None)[-1]
+    indices = (x, target, weight, softmax_stats, rows, rows, rows, rows)
     shares = (x, y, weight, *indices[3:])
     return {
         "softmax_forward": [(x, torch.float32), (x.bfloat16(), torch.float64)],

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from torch_softmax._kernels.tiling import cdiv
 from triton.runtime.interpreter import InterpreterBuilder
 
 import torch_softmax
 from conftest import INTERPRETER_OFF
 from torch_softmax._ops import registration
-from triton_kernels.tiling import cdiv
 
 pytestmark = INTERPRETER_OFF
 

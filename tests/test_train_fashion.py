@@ -229,7 +229,7 @@ def test_loss_triton_runs_the_interpreted_kernels():
         "import sys, train_fashion\n"
         f"train_fashion.N_HELD_OUT = {N_HELD_OUT}\n"
         "result = train_fashion.main(sys.argv[1:])\n"
-        "assert 'triton_kernels' in sys.modules and len(result.step_losses) == 10\n"
+        "assert 'torch_softmax._kernels' in sys.modules and len(result.step_losses) == 10\n"
     )
     process = script(code, *SMALL, "--loss", "triton", TRITON_INTERPRET="1")
     output, errors = process.communicate()

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from torch_softmax._kernels.tiling import MIN_WORDS, word_elements
 
 import torch_softmax
 from torch_softmax import _launch
 from torch_softmax._launch.start import Rows
+from torch_softmax._layout import compute_dtype
 from torch_softmax._options import LossOptions
-from torch_softmax._rows import compute_dtype
-from triton_kernels.tiling import MIN_WORDS, word_elements
 
 ELEMENTS_OF_A_WORD = {torch.bfloat16: 8, torch.float16: 8, torch.float32: 4, torch.float64: 2}
 # beside every row: a NaN that reaches a sum, or is overwritten, is found

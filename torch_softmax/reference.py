@@ -1,14 +1,14 @@
 """Every operator in plain differentiable PyTorch: its definition, and the oracle of the tests.
 
 The class axis is the last one; every other axis is batch. Sums are in float32, in float64 for
-float64. The notation is that of the kernels: a row's ``normalizer`` holds its largest logit and
+float64. The notation is that of the kernels: a row's ``softmax_stats`` holds its largest logit and
 log(sum(exp(logits - largest))), two numbers whose sum is the log-sum-exp, ``lse``.
 """
 
 import torch
 from torch import Tensor
 
-from torch_softmax._rows import compute_dtype, gradient_in_lse
+from torch_softmax._layout import compute_dtype, gradient_in_lse
 
 
 def softmax_forward(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -61,38 +61,38 @@ def cross_entropy_forward(
 
     Returns:
         ``nll`` = lse - logits[target], or for probabilities sum(w * target * (lse - logits)) with
-        w the class weights or 1; ``smooth`` = sum(class_weight * (lse - logits)); ``mass`` =
-        sum(w * target), the gradient of nll in lse; ``lse``; ``entropy`` of softmax(logits);
-        ``prediction``, the first index of the largest logit; and ``normalizer``. What is not asked
-        for is empty: ``smooth`` without ``class_weight``, ``mass`` for class indices, ``entropy``
-        and ``prediction`` unless ``with_entropy``.
+        w the class weights or 1; ``smooth`` = sum(class_weight * (lse - logits));
+        ``target_weight`` = sum(w * target), the gradient of nll in lse; ``lse``; ``entropy`` of
+        softmax(logits); ``prediction``, the first index of the largest logit; and
+        ``softmax_stats``. What is not asked for is empty: ``smooth`` without ``class_weight``,
+        ``target_weight`` for class indices, ``entropy`` and ``prediction`` unless ``with_entropy``.
     """
     x = capped(logits, logit_scale, softcap)
-    normalizer = _normalizer(x)
+    softmax_stats = _normalizer(x)
     cost = -_log_probabilities(x)
     # three tensors, because an operator must not return one twice
-    smooth, mass, entropy = (normalizer.new_empty(0) for _ in range(3))
+    smooth, target_weight, entropy = (softmax_stats.new_empty(0) for _ in range(3))
     prediction = target.new_empty(0, dtype=torch.int64)
     if class_weight is not None:
         smooth = weighted_sum(class_weight, cost)
     if target.is_floating_point():
         share = target if class_weight is None else target * class_weight
-        nll, mass = weighted_sum(share, cost), share.to(cost.dtype).sum(-1)
+        nll, target_weight = weighted_sum(share, cost), share.to(cost.dtype).sum(-1)
     else:
         nll = cost.gather(-1, target.unsqueeze(-1)).squeeze(-1)
     if with_entropy:
         # log_total apart from the sum: its rounding would count once for every class
-        largest, log_total = normalizer.unbind(-1)
+        largest, log_total = softmax_stats.unbind(-1)
         entropy = log_total + weighted_sum(cost.neg().exp(), largest.unsqueeze(-1) - x)
         prediction = x.detach().argmax(-1)
-    return nll, smooth, mass, normalizer.sum(-1), entropy, prediction, normalizer
+    return nll, smooth, target_weight, softmax_stats.sum(-1), entropy, prediction, softmax_stats
 
 
 def cross_entropy_backward(
     logits: Tensor,
     target: Tensor,
     class_weight: Tensor | None,
-    normalizer: Tensor | None,
+    softmax_stats: Tensor | None,
     a: Tensor,
     b: Tensor,
     s: Tensor | None = None,
@@ -103,12 +103,12 @@ def cross_entropy_backward(
     """dlogits = (a - e * log(p)) * p - b * w * target - s * class_weight, times capped's slope.
 
     ``target`` counts as one-hot if it holds indices, and then w = 1. A row whose ``a`` is 0 has no
-    gradient through p, whatever NaN it holds. ``normalizer`` may be None: it follows from the
+    gradient through p, whatever NaN it holds. ``softmax_stats`` may be None: it follows from the
     logits.
     """
     x = capped(logits, logit_scale, softcap)
-    normalizer = _normalizer(x) if normalizer is None else normalizer
-    log_p = (x - normalizer[..., :1]) - normalizer[..., 1:]
+    softmax_stats = _normalizer(x) if softmax_stats is None else softmax_stats
+    log_p = (x - softmax_stats[..., :1]) - softmax_stats[..., 1:]
     weight = a.unsqueeze(-1)
     if e is not None:
         # p = 0 counts as 0, whatever its logarithm
@@ -142,12 +142,14 @@ def cross_entropy_step(
 
     That sum is sum(b * nll + s * smooth + z * lse**2) over the rows.
     """
-    nll, smooth, mass, lse, _, _, normalizer = cross_entropy_forward(
+    nll, smooth, target_weight, lse, _, _, softmax_stats = cross_entropy_forward(
         logits, target, class_weight, logit_scale, softcap
     )
-    a = gradient_in_lse(b * mass if target.is_floating_point() else b, class_weight, s, z, lse)
+    a = gradient_in_lse(
+        b * target_weight if target.is_floating_point() else b, class_weight, s, z, lse
+    )
     dlogits = cross_entropy_backward(
-        logits, target, class_weight, normalizer, a, b, s, None, logit_scale, softcap
+        logits, target, class_weight, softmax_stats, a, b, s, None, logit_scale, softcap
     )
     return nll, smooth, lse, dlogits
 
@@ -166,8 +168,8 @@ def _normalizer(x: Tensor) -> Tensor:
 
 
 def _log_probabilities(x: Tensor) -> Tensor:
-    normalizer = _normalizer(x)
-    return (x - normalizer[..., :1]) - normalizer[..., 1:]
+    softmax_stats = _normalizer(x)
+    return (x - softmax_stats[..., :1]) - softmax_stats[..., 1:]
 
 
 def weighted_sum(weight: Tensor, cost: Tensor) -> Tensor:

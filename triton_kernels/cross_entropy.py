@@ -1,8 +1,8 @@
 """Cross-entropy of rows of logits against a class index per row, and its gradient.
 
 Notation, along a row: shift is the largest logit, log_total = log(sum(exp(logits - shift))), and
-lse = shift + log_total. The two are kept apart, as ``normalizer``, because their rounded sum would
-lose the small one: logits near 10,000 would leave a float32 loss three correct digits.
+lse = shift + log_total. The two are kept apart, as ``softmax_stats``, because their rounded sum
+would lose the small one: logits near 10,000 would leave a float32 loss three correct digits.
 
 A row has two losses, each without its factor: nll = lse - logits[target], and what label smoothing
 adds, smooth = sum(class_weight * (lse - logits)); and two statistics, lse and entropy. Every option
@@ -22,7 +22,7 @@ row's nll and gradient NaN and never reads outside the row.
 import triton
 import triton.language as tl
 
-from triton_kernels.online import (
+from .online import (
     capped,
     fold_cost,
     fold_prediction,
@@ -38,7 +38,7 @@ from triton_kernels.online import (
     slope,
     weigh_probabilities,
 )
-from triton_kernels.rows import (
+from .rows import (
     load_columns,
     load_targets,
     load_tile,
@@ -65,7 +65,7 @@ def cross_entropy_forward_kernel(
     CAP: tl.constexpr,
 ):
     """nll = lse - logits[target], smooth = sum(class_weight * (lse - logits)), and statistics."""
-    nll_ptr, smooth_ptr, normalizer_ptr, lse_ptr, entropy_ptr, prediction_ptr = row_ptrs
+    nll_ptr, smooth_ptr, softmax_stats_ptr, lse_ptr, entropy_ptr, prediction_ptr = row_ptrs
     places = row_places(tl.program_id(0), n_rows, BLOCK_ROWS, logits_strides, VECTOR)
     outer, rows, _, in_rows = places
     dtype: tl.constexpr = nll_ptr.dtype.element_ty
@@ -99,8 +99,8 @@ def cross_entropy_forward_kernel(
     nll = (shift - capped(target_logit, CAP)) + log_total
 
     tl.store(nll_ptr + index, nll, mask=in_rows)
-    tl.store(normalizer_ptr + 2 * index, shift, mask=in_rows)
-    tl.store(normalizer_ptr + 2 * index + 1, log_total, mask=in_rows)
+    tl.store(softmax_stats_ptr + 2 * index, shift, mask=in_rows)
+    tl.store(softmax_stats_ptr + 2 * index + 1, log_total, mask=in_rows)
     tl.store(lse_ptr + index, shift + log_total, mask=in_rows)
     if class_weight_ptr is not None:
         smooth, weight_total = merge_cost(largest, smooth, weight_total, shift)
@@ -129,7 +129,7 @@ def cross_entropy_backward_kernel(
     CAP: tl.constexpr,
 ):
     """dlogits = (a - e * log(p)) * p - b * onehot(target) - s * class_weight, times the slope."""
-    normalizer_ptr, a_ptr, b_ptr, s_ptr, e_ptr = row_ptrs
+    softmax_stats_ptr, a_ptr, b_ptr, s_ptr, e_ptr = row_ptrs
     logits_strides, dlogits_strides = strides
     places = row_places(tl.program_id(0), n_rows, BLOCK_ROWS, logits_strides, VECTOR)
     outer, rows, _, in_rows = places
@@ -151,7 +151,7 @@ def cross_entropy_backward_kernel(
     wanted_rows = costs if BLOCK_ROWS < 32 else None
     logits = load_tile(logits_ptr, logits_strides, words, VECTOR, wanted_rows=wanted_rows)
     logits = tl.where(costs[:, None], logits.to(a.dtype), 0.0)
-    log_p = log_probabilities(capped(logits, CAP), normalizer_ptr, index, costs)
+    log_p = log_probabilities(capped(logits, CAP), softmax_stats_ptr, index, costs)
     dlogits = weigh_probabilities(log_p, a, e_ptr, index, in_rows)
     dlogits -= tl.where(cols == target[:, None], b[:, None], 0.0)
     if s_ptr is not None:

@@ -29,7 +29,7 @@ what float32 loses of it; or None.
 import triton
 import triton.language as tl
 
-from triton_kernels.online import (
+from .online import (
     capped,
     exp,
     finite_shift,
@@ -41,7 +41,7 @@ from triton_kernels.online import (
     merge_cost,
     merge_lanes,
 )
-from triton_kernels.row_losses import (
+from .row_losses import (
     dlogits_of,
     dlogits_of_target,
     done_ptr,
@@ -53,7 +53,7 @@ from triton_kernels.row_losses import (
     store_loss,
     store_targets,
 )
-from triton_kernels.rows import load_targets, load_tile, row_places, store_tile, tile_columns
+from .rows import load_targets, load_tile, row_places, store_tile, tile_columns
 
 # from so many columns on it pays to wait for the target before the row is read, if it is
 SKIPPED_COLS = tl.constexpr(2048)

@@ -2,7 +2,7 @@
 
 A walk meets the logits of a row block by block and keeps its largest logit so far and sums relative
 to it. When a larger logit comes, the sums are moved to it: the online softmax of Milakov and
-Gimelshein, "Online normalizer calculation for softmax" (2018).
+Gimelshein, "Online softmax_stats calculation for softmax" (2018).
 
 To fold a block in, threads need not wait for each other: a block is three axes here, (row, lane,
 element), and each lane, elements that one thread holds, keeps a maximum and sums of its own. They
@@ -12,7 +12,7 @@ are merged when the walk is over.
 import triton
 import triton.language as tl
 
-from triton_kernels.rows import load_tile
+from .rows import load_tile
 
 
 @triton.jit
@@ -144,10 +144,10 @@ def slope(x, CAP: tl.constexpr):
 
 
 @triton.jit
-def log_probabilities(logits, normalizer_ptr, index, in_rows):
-    """log(softmax(logits)) of rows whose normalizer is known."""
-    shift = tl.load(normalizer_ptr + 2 * index, mask=in_rows, other=0.0)
-    log_total = tl.load(normalizer_ptr + 2 * index + 1, mask=in_rows, other=0.0)
+def log_probabilities(logits, softmax_stats_ptr, index, in_rows):
+    """log(softmax(logits)) of rows whose softmax_stats is known."""
+    shift = tl.load(softmax_stats_ptr + 2 * index, mask=in_rows, other=0.0)
+    log_total = tl.load(softmax_stats_ptr + 2 * index + 1, mask=in_rows, other=0.0)
     return (logits - shift[:, None]) - log_total[:, None]
 
 

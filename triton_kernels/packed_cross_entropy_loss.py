@@ -7,8 +7,8 @@ runs first.
 import triton
 import triton.language as tl
 
-from triton_kernels.online import capped, exp, finite_shift, log, slope
-from triton_kernels.row_losses import (
+from .online import capped, exp, finite_shift, log, slope
+from .row_losses import (
     dlogits_of,
     load_denominator,
     load_rows,

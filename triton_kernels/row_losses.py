@@ -6,8 +6,8 @@ The notation is that of :mod:`triton_kernels.cross_entropy_loss`, and so is ``sc
 import triton
 import triton.language as tl
 
-from triton_kernels.online import slope
-from triton_kernels.rows import load_columns
+from .online import slope
+from .rows import load_columns
 
 # losses of programs that the last one adds up at a time
 ADDED_LOSSES = tl.constexpr(1024)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from triton_kernels.rows import load_tile, row_places, store_tile, tile_columns
+from .rows import load_tile, row_places, store_tile, tile_columns
 
 
 @triton.jit

@@ -2,17 +2,17 @@
 
 The notation and contract are those of :mod:`triton_kernels.cross_entropy`, with w for the class
 weights or 1. Here nll = sum(w * target * (lse - logits)), where a class without weight or
-probability costs nothing, whatever its logit, and mass = sum(w * target). The gradient is
+probability costs nothing, whatever its logit, and target_weight = sum(w * target). The gradient is
 
     dlogits = (a - e * log(p)) * p - b * w * target - s * class_weight
 
-where a contains b * mass.
+where a contains b * target_weight.
 """
 
 import triton
 import triton.language as tl
 
-from triton_kernels.online import (
+from .online import (
     capped,
     fold_cost,
     fold_prediction,
@@ -28,7 +28,7 @@ from triton_kernels.online import (
     slope,
     weigh_probabilities,
 )
-from triton_kernels.rows import (
+from .rows import (
     load_columns,
     load_tile,
     row_places,
@@ -55,14 +55,22 @@ def soft_cross_entropy_forward_kernel(
     CAP: tl.constexpr,
 ):
     """nll = sum(w * target * (lse - logits)), smooth = sum(class_weight * (lse - logits))."""
-    nll_ptr, smooth_ptr, normalizer_ptr, lse_ptr, entropy_ptr, prediction_ptr, mass_ptr = row_ptrs
+    (
+        nll_ptr,
+        smooth_ptr,
+        softmax_stats_ptr,
+        lse_ptr,
+        entropy_ptr,
+        prediction_ptr,
+        target_weight_ptr,
+    ) = row_ptrs
     places = row_places(tl.program_id(0), n_rows, BLOCK_ROWS, logits_strides, VECTOR)
     outer, rows, _, in_rows = places
     dtype: tl.constexpr = nll_ptr.dtype.element_ty
     largest = tl.full((BLOCK_ROWS, LANES), -float("inf"), dtype)
     total = tl.zeros((BLOCK_ROWS, LANES), dtype)
     nll = tl.zeros((BLOCK_ROWS, LANES), dtype)
-    mass = tl.zeros((BLOCK_ROWS, LANES), dtype)
+    target_weight = tl.zeros((BLOCK_ROWS, LANES), dtype)
     smooth = tl.zeros((BLOCK_ROWS, LANES), dtype)
     weight_total = tl.zeros((BLOCK_ROWS, LANES), dtype)
     product = tl.zeros((BLOCK_ROWS, LANES), dtype)
@@ -82,18 +90,18 @@ def soft_cross_entropy_forward_kernel(
             weight = in_lanes(load_columns(class_weight_ptr, cols, n_cols), LANES)
             smooth, weight_total = fold_cost(weight, x, old_largest, largest, smooth, weight_total)
             share *= weight
-        nll, mass = fold_cost(share, x, old_largest, largest, nll, mass)
+        nll, target_weight = fold_cost(share, x, old_largest, largest, nll, target_weight)
         if entropy_ptr is not None:
             product = fold_product(x, old_largest, largest, old_total, product)
             prediction = fold_prediction(x, in_lanes(cols, LANES), old_largest, prediction)
 
     row_largest, shift, row_total, log_total = merge_lanes(largest, total)
-    nll, mass = merge_cost(largest, nll, mass, shift)
+    nll, target_weight = merge_cost(largest, nll, target_weight, shift)
     index = outer * n_rows + rows
-    tl.store(nll_ptr + index, nll + mass * log_total, mask=in_rows)
-    tl.store(mass_ptr + index, mass, mask=in_rows)
-    tl.store(normalizer_ptr + 2 * index, shift, mask=in_rows)
-    tl.store(normalizer_ptr + 2 * index + 1, log_total, mask=in_rows)
+    tl.store(nll_ptr + index, nll + target_weight * log_total, mask=in_rows)
+    tl.store(target_weight_ptr + index, target_weight, mask=in_rows)
+    tl.store(softmax_stats_ptr + 2 * index, shift, mask=in_rows)
+    tl.store(softmax_stats_ptr + 2 * index + 1, log_total, mask=in_rows)
     tl.store(lse_ptr + index, shift + log_total, mask=in_rows)
     if class_weight_ptr is not None:
         smooth, weight_total = merge_cost(largest, smooth, weight_total, shift)
@@ -122,7 +130,7 @@ def soft_cross_entropy_backward_kernel(
     CAP: tl.constexpr,
 ):
     """dlogits = (a - e * log(p)) * p - b * w * target - s * class_weight, times the slope."""
-    normalizer_ptr, a_ptr, b_ptr, s_ptr, e_ptr = row_ptrs
+    softmax_stats_ptr, a_ptr, b_ptr, s_ptr, e_ptr = row_ptrs
     logits_strides, target_strides, dlogits_strides = strides
     places = row_places(tl.program_id(0), n_rows, BLOCK_ROWS, logits_strides, VECTOR)
     outer, rows, _, in_rows = places
@@ -133,7 +141,7 @@ def soft_cross_entropy_backward_kernel(
     a = tl.load(a_ptr + index, mask=in_rows, other=0.0)
     b = tl.load(b_ptr + index, mask=in_rows, other=0.0)
     logits = load_tile(logits_ptr, logits_strides, words, VECTOR).to(a.dtype)
-    log_p = log_probabilities(capped(logits, CAP), normalizer_ptr, index, in_rows)
+    log_p = log_probabilities(capped(logits, CAP), softmax_stats_ptr, index, in_rows)
     dlogits = weigh_probabilities(log_p, a, e_ptr, index, in_rows)
     share = load_tile(target_ptr, target_strides, words, VECTOR).to(a.dtype)
     share *= b[:, None]

@@ -10,7 +10,7 @@ whatever is stored. With LOG the operator is log-softmax: y = log(p).
 import triton
 import triton.language as tl
 
-from triton_kernels.online import (
+from .online import (
     exact_exp,
     exp,
     finite_shift,
@@ -20,7 +20,7 @@ from triton_kernels.online import (
     log,
     merge_lanes,
 )
-from triton_kernels.rows import load_tile, row_places, store_tile, tile_columns
+from .rows import load_tile, row_places, store_tile, tile_columns
 
 
 @triton.jit

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_softmax._rows import folded_batch
+from torch_softmax._layout import collapse_batch_dims
 
 # 4 MiB of float32, which the third-level cache holds beside the block's input: of 2**16 to 2**22
 # the fastest for 60000 x 10, 8192 x 1000, 1024 x 32000 and 8 x 21 x 256 x 256, on one core and two
@@ -30,7 +30,7 @@ def row_blocks(matrix: Tensor, *others: Tensor | None) -> Iterator[tuple[Any, ..
         # as they are: where all fits, views are most of the cost
         yield (matrix, *others)
         return
-    folds = folded_batch(matrix) or (1, matrix.shape[:-1].numel())
+    folds = collapse_batch_dims(matrix) or (1, matrix.shape[:-1].numel())
     batch_dim = matrix.dim() - 1
     tensors = [
         None if t is None else t.reshape(*folds, *t.shape[batch_dim:]) for t in (matrix, *others)

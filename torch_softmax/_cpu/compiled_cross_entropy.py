@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from torch_softmax._cpu.cross_entropy_block import class_error
+from torch_softmax._layout import collapse_batch_dims, has_dense_storage
 from torch_softmax._options import LossOptions
-from torch_softmax._rows import folded_batch, lies_in_memory
 
 try:
     from torch_softmax._cpu import compiled
@@ -30,11 +30,11 @@ def has_compiled_loss(
         and options.softcap is None
         and options.logit_scale == 1
         and not target.dtype.is_floating_point
-        and lies_in_memory(logits)
-        and lies_in_memory(target)
-        and (class_weight is None or lies_in_memory(class_weight))
+        and has_dense_storage(logits)
+        and has_dense_storage(target)
+        and (class_weight is None or has_dense_storage(class_weight))
         and logits.numel() > 0
-        and (logits.dim() <= 2 or folded_batch(logits) is not None)
+        and (logits.dim() <= 2 or collapse_batch_dims(logits) is not None)
     )
 
 
@@ -51,7 +51,7 @@ def compiled_loss(
     IndexError for a target that is no class, with nothing written.
     """
     if logits.dim() > 2:
-        folds = folded_batch(logits) or ()
+        folds = collapse_batch_dims(logits) or ()
         logits = logits.view(*folds, -1)
         dlogits = None if dlogits is None else dlogits.view_as(logits)
     loss = compiled.cross_entropy(

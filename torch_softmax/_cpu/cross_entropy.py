@@ -12,7 +12,7 @@ from torch_softmax._cpu.cross_entropy_block import (
     step_block,
 )
 from torch_softmax._cpu.results import empty_result_like
-from torch_softmax._rows import RowOutputs, empty_row_outputs, wanted_outputs
+from torch_softmax._layout import RowOutputs, empty_row_outputs, wanted_outputs
 
 
 def cross_entropy_forward(
@@ -56,7 +56,7 @@ def _cross_entropy_backward_into(
     logits: Tensor,
     target: Tensor,
     class_weight: Tensor | None,
-    normalizer: Tensor,
+    softmax_stats: Tensor,
     a: Tensor,
     b: Tensor,
     s: Tensor | None,
@@ -64,11 +64,11 @@ def _cross_entropy_backward_into(
     logit_scale: float,
     softcap: float | None,
 ) -> None:
-    blocks = row_blocks(dlogits, logits, target, normalizer, a, b, s, e)
+    blocks = row_blocks(dlogits, logits, target, softmax_stats, a, b, s, e)
     # in each round the names stand for one block of rows
-    for output, logits, target, normalizer, a, b, s, e in blocks:
+    for output, logits, target, softmax_stats, a, b, s, e in blocks:
         coefficients = (a, b, s, e, logit_scale, softcap)
-        output.copy_(backward_block(logits, target, class_weight, normalizer, *coefficients))
+        output.copy_(backward_block(logits, target, class_weight, softmax_stats, *coefficients))
 
 
 def cross_entropy_step(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from torch_softmax import reference
 from torch_softmax._cpu.blocks import row_max, row_sum
-from torch_softmax._rows import gradient_in_lse
+from torch_softmax._layout import gradient_in_lse
 
 # PyTorch's exp2 takes a third of the time of its exp: 72 against 210 us for 2**18 elements on one
 # core of an AMD EPYC with AVX-512. The product rounds p by no more than 0.4 eps of a row's largest
@@ -26,7 +26,7 @@ class _Losses(NamedTuple):
 
     nll: Tensor
     smooth: Tensor
-    mass: Tensor
+    target_weight: Tensor
     lse: Tensor
     largest: Tensor
     log_total: Tensor
@@ -45,22 +45,22 @@ def _losses(
     # from here on x may be overwritten, as ``out``
     below = torch.sub(x, largest, out=out)
     weighted = None if class_weight is None else below @ class_weight
-    expected = mass = largest.new_empty(0)
+    expected = target_weight = largest.new_empty(0)
     if target.is_floating_point():
         expected = (below * target).sum(-1)
-        mass = target.sum(-1)
+        target_weight = target.sum(-1)
     exp_x = below.mul_(LOG2_E).exp2_()
     total = row_sum(exp_x)
     log_total = total.log()
     lse = (largest + log_total).squeeze(-1)
     if target_logit is None:
-        nll = mass * log_total.squeeze(-1) - expected
+        nll = target_weight * log_total.squeeze(-1) - expected
     else:
         nll = ((largest - target_logit) + log_total).squeeze(-1)
     smooth = nll.new_empty(0)
     if class_weight is not None and weighted is not None:
         smooth = class_weight.sum() * log_total.squeeze(-1) - weighted
-    return _Losses(nll, smooth, mass, lse, largest, log_total, exp_x, total)
+    return _Losses(nll, smooth, target_weight, lse, largest, log_total, exp_x, total)
 
 
 def _gradient(
@@ -93,7 +93,9 @@ def _share(target: Tensor, class_weight: Tensor | None, dtype: torch.dtype) -> T
 
 def _bad_rows(rows: _Losses) -> Tensor | None:
     # the loss of a class of logit -inf is infinite, rightly
-    return _not_finite(rows.lse, rows.smooth, *([rows.nll] if rows.mass.numel() > 0 else []))
+    return _not_finite(
+        rows.lse, rows.smooth, *([rows.nll] if rows.target_weight.numel() > 0 else [])
+    )
 
 
 def _not_finite(*row_vectors: Tensor) -> Tensor | None:
@@ -129,9 +131,17 @@ def forward_block(
         return reference.cross_entropy_forward(logits, target, *options)
     x = reference.capped(logits, logit_scale, softcap)
     rows = _losses(x, row_max(x), _share(target, class_weight, x.dtype), class_weight)
-    normalizer = torch.cat([rows.largest, rows.log_total], -1)
+    softmax_stats = torch.cat([rows.largest, rows.log_total], -1)
     entropy, prediction = x.new_empty(0), x.new_empty(0, dtype=torch.int64)
-    results = (rows.nll, rows.smooth, rows.mass, rows.lse, entropy, prediction, normalizer)
+    results = (
+        rows.nll,
+        rows.smooth,
+        rows.target_weight,
+        rows.lse,
+        entropy,
+        prediction,
+        softmax_stats,
+    )
     bad = _bad_rows(rows)
     if bad is not None:
         right = reference.cross_entropy_forward(logits[bad], target[bad], *options)
@@ -143,7 +153,7 @@ def backward_block(
     logits: Tensor,
     target: Tensor,
     class_weight: Tensor | None,
-    normalizer: Tensor,
+    softmax_stats: Tensor,
     a: Tensor,
     b: Tensor,
     s: Tensor | None,
@@ -154,17 +164,17 @@ def backward_block(
     """``reference.cross_entropy_backward``."""
     exact = partial(reference.cross_entropy_backward, logit_scale=logit_scale, softcap=softcap)
     if e is not None:
-        return exact(logits, target, class_weight, normalizer, a, b, s, e)
+        return exact(logits, target, class_weight, softmax_stats, a, b, s, e)
     x = reference.capped(logits, logit_scale, softcap)
     slope = reference.slope(logits, logit_scale, softcap)
-    largest, log_total = normalizer.split(1, -1)
+    largest, log_total = softmax_stats.split(1, -1)
     exp_x = (x - largest).mul_(LOG2_E).exp2_()
     over_total = log_total.neg().exp_()
     share = _share(target, class_weight, x.dtype)
     dx = _gradient(exp_x, a.unsqueeze(-1) * over_total, b, share, s, class_weight, slope)
-    bad = _not_finite(normalizer.sum(-1))
+    bad = _not_finite(softmax_stats.sum(-1))
     if bad is not None:
-        rows = (normalizer[bad], a[bad], b[bad], _rows_of(bad, s))
+        rows = (softmax_stats[bad], a[bad], b[bad], _rows_of(bad, s))
         _mend(bad, [dx], [exact(logits[bad], target[bad], class_weight, *rows)])
     return dx
 
@@ -196,7 +206,7 @@ def step_block(
         # rows are to be mended
         logits = logits.clone()
     rows = _losses(x, largest, share, class_weight, out)
-    of_nll = b * rows.mass if target.is_floating_point() else b
+    of_nll = b * rows.target_weight if target.is_floating_point() else b
     a = gradient_in_lse(of_nll, class_weight, s, z, rows.lse).unsqueeze(-1) / rows.total
     dx = _gradient(rows.exp_x, a, b, share, s, class_weight, slope)
     results = (rows.nll, rows.smooth, rows.lse, dx)

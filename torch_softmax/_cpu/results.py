@@ -8,7 +8,7 @@ import sys
 import torch
 from torch import Tensor
 
-from torch_softmax._rows import empty_rows_like
+from torch_softmax._layout import empty_rows_like
 
 HUGE_PAGE_BYTES = 2 * 2**20
 # from 32 MiB on glibc takes fresh pages for every tensor, and from half of that where it has given

@@ -1,7 +1,7 @@
 """Launchers: allocate the result, choose the tile, start the kernel. No checks, no autograd.
 
 Every launcher takes tensors with the class axis last whose other axes fold into two
-(:mod:`torch_softmax._rows`), and returns new tensors. Nothing else imports Triton's kernels,
+(:mod:`torch_softmax._layout`), and returns new tensors. Nothing else imports Triton's kernels,
 and nothing imports this package before the first tensor that Triton serves.
 """
 

@@ -5,23 +5,23 @@ from typing import Any
 
 from torch import Tensor
 
+from torch_softmax._kernels.cross_entropy import (
+    cross_entropy_backward_kernel,
+    cross_entropy_forward_kernel,
+)
+from torch_softmax._kernels.soft_cross_entropy import (
+    soft_cross_entropy_backward_kernel,
+    soft_cross_entropy_forward_kernel,
+)
+from torch_softmax._kernels.tiling import WALK
 from torch_softmax._launch.start import Rows
-from torch_softmax._rows import (
+from torch_softmax._layout import (
     RowOutputs,
     empty_row_outputs,
     empty_rows_like,
     gradient_in_lse,
     wanted_outputs,
 )
-from triton_kernels.cross_entropy import (
-    cross_entropy_backward_kernel,
-    cross_entropy_forward_kernel,
-)
-from triton_kernels.soft_cross_entropy import (
-    soft_cross_entropy_backward_kernel,
-    soft_cross_entropy_forward_kernel,
-)
-from triton_kernels.tiling import WALK
 
 # these kernels walk rows once, or take them block by block, and need not hold any as a whole
 _rows = partial(Rows, max_tile_bytes=WALK.tile_bytes)
@@ -40,18 +40,18 @@ def launch_cross_entropy_forward(
     if outputs.nll.numel() == 0:
         return outputs
     wanted = wanted_outputs(target, class_weight, with_entropy)
-    nll, smooth, mass, lse, entropy, prediction, normalizer = (
+    nll, smooth, target_weight, lse, entropy, prediction, softmax_stats = (
         output if want else None for output, want in zip(outputs, wanted, strict=True)
     )
-    row_outputs: tuple[Tensor | None, ...] = (nll, smooth, normalizer, lse, entropy, prediction)
+    row_outputs: tuple[Tensor | None, ...] = (nll, smooth, softmax_stats, lse, entropy, prediction)
 
     # the logits, and what each further sum holds beside them while a block is folded in
-    held_values = 1 + (smooth is not None) + (mass is not None) + 2 * with_entropy
-    if mass is None:
+    held_values = 1 + (smooth is not None) + (target_weight is not None) + 2 * with_entropy
+    if target_weight is None:
         kernel, rows = cross_entropy_forward_kernel, _rows(logits, held_values=held_values)
         logits_rows, target_rows = rows.folded[0], target.contiguous()
     else:
-        kernel, row_outputs = soft_cross_entropy_forward_kernel, (*row_outputs, mass)
+        kernel, row_outputs = soft_cross_entropy_forward_kernel, (*row_outputs, target_weight)
         rows = _rows(logits, target, held_values=held_values)
         logits_rows, target_rows = rows.folded
     rows.start(
@@ -86,7 +86,7 @@ def _launch_backward_into(
     logits: Tensor,
     target: Tensor,
     class_weight: Tensor | None,
-    normalizer: Tensor,
+    softmax_stats: Tensor,
     a: Tensor,
     b: Tensor,
     s: Tensor | None,
@@ -112,7 +112,7 @@ def _launch_backward_into(
         target_rows,
         _contiguous(class_weight),
         # autograd hands out expanded gradients (stride 0) for .sum(); vectors are contiguous here
-        tuple(_contiguous(vector) for vector in (normalizer, a, b, s, e)),
+        tuple(_contiguous(vector) for vector in (softmax_stats, a, b, s, e)),
         dlogits_rows,
         rows.n_rows,
         rows.n_cols,
@@ -147,9 +147,9 @@ def _launch_step_into(
     # two kernels; against class indices launch_cross_entropy_loss has one
     options = (logit_scale, softcap)
     outputs = launch_cross_entropy_forward(logits, target, class_weight, *options, False)
-    mass = outputs.mass if target.is_floating_point() else 1
-    a = gradient_in_lse(b * mass, class_weight, s, z, outputs.lse)
-    coefficients = (outputs.normalizer, a, b, s, None)
+    target_weight = outputs.target_weight if target.is_floating_point() else 1
+    a = gradient_in_lse(b * target_weight, class_weight, s, z, outputs.lse)
+    coefficients = (outputs.softmax_stats, a, b, s, None)
     _launch_backward_into(dlogits, logits, target, class_weight, *coefficients, *options)
     return outputs.nll, outputs.smooth, outputs.lse
 

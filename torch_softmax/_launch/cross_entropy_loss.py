@@ -5,16 +5,13 @@ import ctypes
 import torch
 from torch import Tensor
 
-from torch_softmax._launch.start import Rows, start
-from torch_softmax._options import LossOptions
-from torch_softmax._rows import compute_dtype
-from triton_kernels.cross_entropy_loss import (
+from torch_softmax._kernels.cross_entropy_loss import (
     cross_entropy_count_kernel,
     cross_entropy_loss_kernel,
     cross_entropy_loss_online_kernel,
 )
-from triton_kernels.packed_cross_entropy_loss import cross_entropy_loss_packed_kernel
-from triton_kernels.tiling import (
+from torch_softmax._kernels.packed_cross_entropy_loss import cross_entropy_loss_packed_kernel
+from torch_softmax._kernels.tiling import (
     COUNTED_ROWS,
     FEW_COUNTS,
     MAX_COUNTS,
@@ -25,6 +22,9 @@ from triton_kernels.tiling import (
     WALK_TWICE,
     cdiv,
 )
+from torch_softmax._launch.start import Rows, start
+from torch_softmax._layout import compute_dtype
+from torch_softmax._options import LossOptions
 
 
 def launch_cross_entropy_loss(

@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
+from torch_softmax._kernels.scale import scale_kernel
+from torch_softmax._kernels.tiling import MAX_SHARED_PROGRAMS, WALK
 from torch_softmax._launch.start import Rows
-from triton_kernels.scale import scale_kernel
-from triton_kernels.tiling import MAX_SHARED_PROGRAMS, WALK
 
 
 def launch_scale_inplace(x: Tensor, factor: Tensor) -> None:

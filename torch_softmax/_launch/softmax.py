@@ -4,15 +4,15 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from torch_softmax._launch.start import Rows
-from torch_softmax._rows import compute_dtype, empty_rows_like
-from triton_kernels.softmax import (
+from torch_softmax._kernels.softmax import (
     softmax_backward_kernel,
     softmax_backward_online_kernel,
     softmax_forward_kernel,
     softmax_forward_online_kernel,
 )
-from triton_kernels.tiling import MAX_TILE_BYTES, WALK_BACKWARD, WALK_TWICE
+from torch_softmax._kernels.tiling import MAX_TILE_BYTES, WALK_BACKWARD, WALK_TWICE
+from torch_softmax._launch.start import Rows
+from torch_softmax._layout import compute_dtype, empty_rows_like
 
 
 def launch_softmax_forward(x: Tensor, dtype: torch.dtype) -> Tensor:

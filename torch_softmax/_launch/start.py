@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torch_softmax._rows import folded_batch
-from triton_kernels.tiling import (
+from torch_softmax._kernels.tiling import (
     MAX_PACKED_COLS,
     MAX_TILE_BYTES,
     MIN_TILE_BYTES,
@@ -23,6 +22,7 @@ from triton_kernels.tiling import (
     row_tiling,
     word_elements,
 )
+from torch_softmax._layout import collapse_batch_dims
 
 # what `kernel[grid]` returns
 Kernel = Any
@@ -95,7 +95,7 @@ class Rows:
         packed, where there is a kernel for them.
         """
         matrix = matrices[0]
-        self.folds = folded_batch(matrix) or (1, matrix.shape[:-1].numel())
+        self.folds = collapse_batch_dims(matrix) or (1, matrix.shape[:-1].numel())
         self.n_rows, self.n_cols = self.folds[1], matrix.shape[-1]
         self.device = matrix.device
         # views wherever they exist

@@ -7,7 +7,7 @@ forms carry all derivatives: a backward that is a Function itself, so that it ha
 
 from torch_softmax._ops.cross_entropy import SoftmaxCrossEntropyFunction, softmax_cross_entropy
 from torch_softmax._ops.cross_entropy_loss import composed_loss, cross_entropy_loss
-from torch_softmax._ops.inplace import take_over
+from torch_softmax._ops.inplace import donate
 from torch_softmax._ops.log_softmax import LogSoftmaxFunction, log_softmax
 from torch_softmax._ops.softmax import SoftmaxFunction, softmax
 
@@ -17,8 +17,8 @@ __all__ = [
     "SoftmaxFunction",
     "composed_loss",
     "cross_entropy_loss",
+    "donate",
     "log_softmax",
     "softmax",
     "softmax_cross_entropy",
-    "take_over",
 ]

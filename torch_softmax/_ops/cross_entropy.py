@@ -8,6 +8,13 @@ from torch import Tensor
 from torch.autograd import Function
 
 from torch_softmax import reference
+from torch_softmax._layout import (
+    RowOutputs,
+    empty_row_outputs,
+    empty_rows_like,
+    wanted_outputs,
+    with_collapsible_batch_dims,
+)
 from torch_softmax._ops.derivatives import backward_derivative, forward_derivative
 from torch_softmax._ops.log_softmax import log_softmax
 from torch_softmax._ops.registration import (
@@ -16,32 +23,25 @@ from torch_softmax._ops.registration import (
     batch_first,
     register,
 )
-from torch_softmax._rows import (
-    RowOutputs,
-    empty_row_outputs,
-    empty_rows_like,
-    wanted_outputs,
-    with_folding_batch,
-)
 
 cross_entropy_forward = register(
     "cross_entropy_forward(Tensor logits, Tensor target, Tensor? class_weight,"
     " float logit_scale, float? softcap, bool with_entropy)"
-    " -> (Tensor nll, Tensor smooth, Tensor mass, Tensor lse,"
-    " Tensor entropy, Tensor prediction, Tensor normalizer)",
+    " -> (Tensor nll, Tensor smooth, Tensor target_weight, Tensor lse,"
+    " Tensor entropy, Tensor prediction, Tensor softmax_stats)",
     lambda logits, target, class_weight, logit_scale, softcap, with_entropy: empty_row_outputs(
         logits, target, class_weight, with_entropy
     ),
 )
 cross_entropy_backward = register(
     "cross_entropy_backward(Tensor logits, Tensor target, Tensor? class_weight,"
-    " Tensor normalizer, Tensor a, Tensor b, Tensor? s, Tensor? e,"
+    " Tensor softmax_stats, Tensor a, Tensor b, Tensor? s, Tensor? e,"
     " float logit_scale, float? softcap) -> Tensor",
     lambda logits, *_: empty_rows_like(logits, logits.dtype),
 )
 cross_entropy_backward_inplace = register(
     "cross_entropy_backward_inplace(Tensor(a!) logits, Tensor target, Tensor? class_weight,"
-    " Tensor normalizer, Tensor a, Tensor b, Tensor? s, Tensor? e,"
+    " Tensor softmax_stats, Tensor a, Tensor b, Tensor? s, Tensor? e,"
     " float logit_scale, float? softcap) -> ()",
     lambda logits, *_: None,
 )
@@ -57,7 +57,7 @@ def softmax_cross_entropy(
     inplace: bool = False,
 ) -> RowOutputs:
     """Losses and statistics of rows, differentiable: ``reference.cross_entropy_forward``."""
-    logits = logits if inplace else with_folding_batch(logits)
+    logits = logits if inplace else with_collapsible_batch_dims(logits)
     return RowOutputs(
         *apply(
             SoftmaxCrossEntropyFunction,
@@ -75,7 +75,10 @@ def softmax_cross_entropy(
 
 def _cross_entropy_backward(logits: Tensor, *args: Any) -> Tensor:
     return apply(
-        CrossEntropyBackwardFunction, _CrossEntropyBackwardTraced, with_folding_batch(logits), *args
+        CrossEntropyBackwardFunction,
+        _CrossEntropyBackwardTraced,
+        with_collapsible_batch_dims(logits),
+        *args,
     )
 
 
@@ -106,23 +109,23 @@ class SoftmaxCrossEntropyFunction(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         logits, target, class_weight, *options, ctx.inplace = inputs
         ctx.logit_scale, ctx.softcap, ctx.with_entropy = options
-        _, _, mass, _, entropy, prediction, normalizer = output
-        ctx.mark_non_differentiable(prediction, normalizer)
+        _, _, target_weight, _, entropy, prediction, softmax_stats = output
+        ctx.mark_non_differentiable(prediction, softmax_stats)
         # a number that nobody used has no gradient, and its term is left out
         ctx.set_materialize_grads(False)
-        saved = (logits, target, class_weight, mass, entropy, normalizer)
+        saved = (logits, target, class_weight, target_weight, entropy, softmax_stats)
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        logits, target, class_weight, mass, entropy, normalizer = ctx.saved_tensors
+        logits, target, class_weight, target_weight, entropy, softmax_stats = ctx.saved_tensors
         # while tracing, torch.compile passes zeros for what nobody used, also for what is empty
         wanted = wanted_outputs(target, class_weight, ctx.with_entropy)
         dnll, dsmooth, dmass, dlse, dentropy, _, _ = (
             gradient if want else None for gradient, want in zip(gradients, wanted, strict=True)
         )
-        b = torch.zeros_like(normalizer[..., 0]) if dnll is None else dnll
+        b = torch.zeros_like(softmax_stats[..., 0]) if dnll is None else dnll
         dtarget = dclass_weight = None
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             dtarget, dclass_weight = _gradients_of_shares(
@@ -135,7 +138,7 @@ class SoftmaxCrossEntropyFunction(Function):
             )
         if not ctx.needs_input_grad[0]:
             return None, dtarget, dclass_weight, None, None, None, None
-        a = b * mass if target.is_floating_point() else b
+        a = b * target_weight if target.is_floating_point() else b
         if dsmooth is not None:
             a = a + dsmooth * class_weight.sum()
         if dlse is not None:
@@ -143,7 +146,7 @@ class SoftmaxCrossEntropyFunction(Function):
         if dentropy is not None:
             a = a - dentropy * entropy
         backward = _overwrite if ctx.inplace else _cross_entropy_backward
-        rows = (normalizer, a, b, dsmooth, dentropy)
+        rows = (softmax_stats, a, b, dsmooth, dentropy)
         dlogits = backward(logits, target, class_weight, *rows, ctx.logit_scale, ctx.softcap)
         return dlogits, dtarget, dclass_weight, None, None, None, None
 
@@ -189,9 +192,9 @@ class SoftmaxCrossEntropyFunction(Function):
 class CrossEntropyBackwardFunction(Function):
     """The gradient in the logits, differentiable; ``reference.cross_entropy_backward`` defines it.
 
-    ``apply(logits, target, class_weight, normalizer, a, b, s, e, logit_scale, softcap)``. The
-    normalizer is a function of the logits, so their derivative covers it. What no kernel computes,
-    the second derivatives, PyTorch derives from the reference.
+    ``apply(logits, target, class_weight, softmax_stats, a, b, s, e, logit_scale, softcap)``. The
+    softmax_stats are a function of the logits, so their derivative covers them. What no kernel
+    computes, the second derivatives, PyTorch derives from the reference.
     """
 
     # torch.compile of PyTorch 2.11 tells by the count of these whether they include a context
@@ -200,7 +203,7 @@ class CrossEntropyBackwardFunction(Function):
         logits: Tensor,
         target: Tensor,
         class_weight: Tensor | None,
-        normalizer: Tensor,
+        softmax_stats: Tensor,
         a: Tensor,
         b: Tensor,
         s: Tensor | None,
@@ -209,7 +212,7 @@ class CrossEntropyBackwardFunction(Function):
         softcap: float | None,
     ) -> Tensor:
         return cross_entropy_backward(
-            logits, target, class_weight, normalizer, a, b, s, e, logit_scale, softcap
+            logits, target, class_weight, softmax_stats, a, b, s, e, logit_scale, softcap
         )
 
     @staticmethod

@@ -14,6 +14,13 @@ from torch import Tensor
 from torch.autograd import Function
 
 from torch_softmax import _cpu
+from torch_softmax._layout import (
+    RowOutputs,
+    empty_row_outputs,
+    empty_rows_like,
+    has_dense_storage,
+    with_collapsible_batch_dims,
+)
 from torch_softmax._ops.cross_entropy import softmax_cross_entropy
 from torch_softmax._ops.loss_terms import loss_terms
 from torch_softmax._ops.registration import (
@@ -24,13 +31,6 @@ from torch_softmax._ops.registration import (
     takes_kernels,
 )
 from torch_softmax._options import LossOptions
-from torch_softmax._rows import (
-    RowOutputs,
-    empty_row_outputs,
-    empty_rows_like,
-    lies_in_memory,
-    with_folding_batch,
-)
 
 
 def _empty_losses(
@@ -70,7 +70,7 @@ def cross_entropy_loss(
     is_one_number = options.reduction != "none" and is_eager()
     # float16 would lose small gradients before a loss scaler's factor lifts them
     if is_one_number and wants_gradient and not of_others and logits.dtype != torch.float16:
-        logits = logits if inplace else with_folding_batch(logits)
+        logits = logits if inplace else with_collapsible_batch_dims(logits)
         loss: Tensor = CrossEntropyLossFunction.apply(logits, *args[1:], inplace)
         return loss
     fused_loss = _fused_loss(*args[:-1]) if is_one_number and not wants_gradient else None
@@ -168,7 +168,7 @@ def _fused_loss(
         not takes_kernels(logits)
         or target.is_floating_point()
         or logits.numel() == 0
-        or not all(map(lies_in_memory, tensors))
+        or not all(map(has_dense_storage, tensors))
     ):
         return None
     return launcher("cross_entropy_loss")

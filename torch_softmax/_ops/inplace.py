@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 
-def take_over(x: Tensor) -> Tensor:
+def donate(x: Tensor) -> Tensor:
     """``x`` for the one who may overwrite it; a later use of ``x`` itself raises in backward.
 
     As after any in-place operation, whoever saved ``x`` earlier for its own backward raises too,
@@ -16,7 +16,7 @@ def take_over(x: Tensor) -> Tensor:
     if torch._C._functorch.peek_interpreter_stack() is not None:
         raise RuntimeError("cross_entropy needs inplace=False under torch.func, got True")
     taken = _Alias.apply(x)
-    _Retire.apply(x)
+    _Invalidate.apply(x)
     return taken
 
 
@@ -35,7 +35,7 @@ class _Alias(Function):
         return dx
 
 
-class _Retire(Function):
+class _Invalidate(Function):
     """End ``x``: whatever is derived from it from now on has no gradient but an error."""
 
     @staticmethod

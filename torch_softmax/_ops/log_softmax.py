@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from torch_softmax._layout import compute_dtype, empty_rows_like, with_collapsible_batch_dims
 from torch_softmax._ops.registration import (
     WithoutForwardMode,
     apply,
     batch_first,
     register,
 )
-from torch_softmax._rows import compute_dtype, empty_rows_like, with_folding_batch
 
 log_softmax_forward = register(
     "log_softmax_forward(Tensor x, ScalarType dtype) -> Tensor", empty_rows_like
@@ -25,12 +25,16 @@ log_softmax_backward = register(
 
 def log_softmax(x: Tensor, dtype: torch.dtype) -> Tensor:
     """y = x - log(sum(exp(x))) in ``dtype``, differentiable."""
-    return apply(LogSoftmaxFunction, _LogSoftmaxTraced, with_folding_batch(x), dtype)
+    return apply(LogSoftmaxFunction, _LogSoftmaxTraced, with_collapsible_batch_dims(x), dtype)
 
 
 def _log_softmax_backward(dy: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
     return apply(
-        LogSoftmaxBackwardFunction, _LogSoftmaxBackwardTraced, dy, with_folding_batch(y), dtype
+        LogSoftmaxBackwardFunction,
+        _LogSoftmaxBackwardTraced,
+        dy,
+        with_collapsible_batch_dims(y),
+        dtype,
     )
 
 

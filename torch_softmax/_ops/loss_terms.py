@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from torch_softmax._layout import compute_dtype
 from torch_softmax._ops.registration import is_eager
 from torch_softmax._options import LossOptions
-from torch_softmax._rows import compute_dtype
 
 
 class LossTerms(NamedTuple):

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from torch_softmax._layout import compute_dtype, empty_rows_like, with_collapsible_batch_dims
 from torch_softmax._ops.registration import (
     WithoutForwardMode,
     apply,
     batch_first,
     register,
 )
-from torch_softmax._rows import compute_dtype, empty_rows_like, with_folding_batch
 
 softmax_forward = register("softmax_forward(Tensor x, ScalarType dtype) -> Tensor", empty_rows_like)
 softmax_backward = register(
@@ -23,11 +23,13 @@ softmax_backward = register(
 
 def softmax(x: Tensor, dtype: torch.dtype) -> Tensor:
     """y = exp(x) / sum(exp(x)) in ``dtype``, differentiable."""
-    return apply(SoftmaxFunction, _SoftmaxTraced, with_folding_batch(x), dtype)
+    return apply(SoftmaxFunction, _SoftmaxTraced, with_collapsible_batch_dims(x), dtype)
 
 
 def _softmax_backward(dy: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
-    return apply(SoftmaxBackwardFunction, _SoftmaxBackwardTraced, dy, with_folding_batch(y), dtype)
+    return apply(
+        SoftmaxBackwardFunction, _SoftmaxBackwardTraced, dy, with_collapsible_batch_dims(y), dtype
+    )
 
 
 class SoftmaxFunction(Function):

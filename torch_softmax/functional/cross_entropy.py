@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from torch_softmax import _ops
+from torch_softmax._layout import collapse_batch_dims, compute_dtype
 from torch_softmax._options import LossOptions, Reduction
-from torch_softmax._rows import compute_dtype, folded_batch
 from torch_softmax.functional.checks import (
     check_cross_entropy_options,
     check_cross_entropy_tensors,
@@ -95,7 +95,7 @@ def cross_entropy(
     options = LossOptions(ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale)
     check_cross_entropy_options("cross_entropy", options)
     check_cross_entropy_tensors("cross_entropy", input, target, weight, ignore_index)
-    logits = _class_axis_last(_taken_over(input) if inplace else input)
+    logits = _class_axis_last(_donated(input) if inplace else input)
     target = _class_axis_last(target) if target.is_floating_point() else target
     return _ops.cross_entropy_loss(logits, target, weight, options, _loss_dtype(input), inplace)
 
@@ -146,7 +146,7 @@ def cross_entropy_with_stats(
     options = LossOptions(ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale)
     check_cross_entropy_options(name, options)
     check_cross_entropy_tensors(name, input, target, weight, ignore_index)
-    logits = _class_axis_last(_taken_over(input) if inplace else input)
+    logits = _class_axis_last(_donated(input) if inplace else input)
     target = _class_axis_last(target) if target.is_floating_point() else target
     loss, rows = _ops.composed_loss(
         logits, target, weight, options, _loss_dtype(input), with_entropy=True, inplace=inplace
@@ -158,10 +158,10 @@ def _class_axis_last(x: Tensor) -> Tensor:
     return x.movedim(1, -1) if x.dim() > 2 else x
 
 
-def _taken_over(input: Tensor) -> Tensor:
+def _donated(input: Tensor) -> Tensor:
     if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and input.requires_grad):
         return input
-    if folded_batch(_class_axis_last(input)) is None:
+    if collapse_batch_dims(_class_axis_last(input)) is None:
         raise ValueError(
             "cross_entropy needs inplace=False for input whose axes do not fold, "
             f"got strides {input.stride()}"
@@ -172,7 +172,7 @@ def _taken_over(input: Tensor) -> Tensor:
             "cross_entropy needs inplace=False for expanded input, whose elements share memory, "
             f"got strides {input.stride()}"
         )
-    return _ops.take_over(input)
+    return _ops.donate(input)
 
 
 def _loss_dtype(input: Tensor) -> torch.dtype:

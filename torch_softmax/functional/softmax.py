@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from torch_softmax import _ops
-from torch_softmax._rows import compute_dtype
+from torch_softmax._layout import compute_dtype
 from torch_softmax.functional.checks import (
     FLOATING,
     FLOATING_NAMES,

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torch_softmax._rows import compute_dtype
+from torch_softmax._layout import compute_dtype
 from torch_softmax.functional.checks import (
     check_classified_rows,
     check_count,

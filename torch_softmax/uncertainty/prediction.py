@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torch_softmax._rows import compute_dtype
+from torch_softmax._layout import compute_dtype
 from torch_softmax.functional import cross_entropy_with_stats, softmax
 from torch_softmax.functional.checks import (
     ArgumentValueError,

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 
-def folded_batch(x: Tensor) -> tuple[int, int] | None:
+def collapse_batch_dims(x: Tensor) -> tuple[int, int] | None:
     """Sizes (outer, rows) into which the axes before the last fold without a copy, if they do."""
     folds: list[tuple[int, int]] = []
     for size, stride in zip(reversed(x.shape[:-1]), reversed(x.stride()[:-1]), strict=True):
@@ -21,9 +21,9 @@ def folded_batch(x: Tensor) -> tuple[int, int] | None:
     return (sizes[1], sizes[0])
 
 
-def with_folding_batch(x: Tensor) -> Tensor:
+def with_collapsible_batch_dims(x: Tensor) -> Tensor:
     """``x``, or where its rows lie too irregularly for a kernel to walk, a contiguous copy."""
-    return x if x.dim() <= 3 or folded_batch(x) else x.contiguous()
+    return x if x.dim() <= 3 or collapse_batch_dims(x) else x.contiguous()
 
 
 def empty_rows_like(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -31,11 +31,13 @@ def empty_rows_like(x: Tensor, dtype: torch.dtype) -> Tensor:
     y = torch.empty_like(x, dtype=dtype)
     if y.dim() <= 2:
         return y
-    folds = (folded_batch(x), (1, x.shape[:-1].numel()))
-    return y if folded_batch(y) in folds else torch.empty(x.shape, dtype=dtype, device=x.device)
+    folds = (collapse_batch_dims(x), (1, x.shape[:-1].numel()))
+    return (
+        y if collapse_batch_dims(y) in folds else torch.empty(x.shape, dtype=dtype, device=x.device)
+    )
 
 
-def lies_in_memory(x: Tensor) -> bool:
+def has_dense_storage(x: Tensor) -> bool:
     """Whether the elements are what the memory at ``data_ptr`` holds."""
     return (
         type(x) in (Tensor, Parameter)
@@ -60,19 +62,19 @@ class RowOutputs(NamedTuple):
 
     nll: Tensor
     smooth: Tensor
-    mass: Tensor
+    target_weight: Tensor
     lse: Tensor
     entropy: Tensor
     prediction: Tensor
-    normalizer: Tensor
+    softmax_stats: Tensor
 
 
 def wanted_outputs(
     target: Tensor, class_weight: Tensor | None, with_entropy: bool
 ) -> tuple[bool, ...]:
     """For each of :class:`RowOutputs`, whether such arguments want it."""
-    smooth, mass = class_weight is not None, target.is_floating_point()
-    return (True, smooth, mass, True, with_entropy, with_entropy, True)
+    smooth, target_weight = class_weight is not None, target.is_floating_point()
+    return (True, smooth, target_weight, True, with_entropy, with_entropy, True)
 
 
 def empty_row_outputs(
@@ -80,7 +82,7 @@ def empty_row_outputs(
 ) -> RowOutputs:
     """Uninitialized outputs for such arguments."""
     batch, device = logits.shape[:-1], logits.device
-    shapes = {"normalizer": (*batch, 2)}
+    shapes = {"softmax_stats": (*batch, 2)}
     dtypes = {"prediction": torch.int64}
     wanted = wanted_outputs(target, class_weight, with_entropy)
     return RowOutputs(
