@@ -78,38 +78,6 @@ def test_modules_take_torchs_arguments_by_position_and_name():
     assert isinstance(torch_softmax.LogSoftmax(1), nn.LogSoftmax)
 
 
-def test_export_keeps_the_operators():
-    class Classifier(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Linear(3, 4)
-
-        def forward(self, x, target):
-            logits = self.layer(x)
-            return torch_softmax.softmax(logits, 1), torch_softmax.cross_entropy(logits, target)
-
-    classifier, arguments = Classifier(), (torch.randn(2, 3), torch.tensor([1, 3]))
-    for strict in (False, True):
-        program = torch.export.export(classifier, arguments, strict=strict)
-        # a Function's forward is a graph of its own, without gradients
-        code = "".join(graph.code for graph in program.graph_module.modules())
-        assert "torch_softmax.softmax_forward" in code
-        assert "torch_softmax.cross_entropy_forward" in code
-        torch.testing.assert_close(program.module()(*arguments), classifier(*arguments))
-
-
-def test_forward_mode_under_compile_raises_instead_of_giving_0():
-    def derivative(x, v):
-        return torch.func.jvp(lambda x: torch_softmax.cross_entropy(x, TARGET), (x,), (v,))[1]
-
-    tangent = torch.ones_like(LOGITS).triu()
-    torch._dynamo.reset()
-    with pytest.raises(RuntimeError, match="without forward mode"):
-        torch.compile(derivative, fullgraph=True, backend="aot_eager")(LOGITS, tangent)
-    expected = torch.func.jvp(lambda x: F.cross_entropy(x, TARGET), (LOGITS,), (tangent,))[1]
-    torch.testing.assert_close(derivative(LOGITS, tangent), expected)
-
-
 @pytest.fixture
 def readme():
     """The names that the README's examples define."""

@@ -26,7 +26,7 @@ LAYERS = {
         "torch_softmax._options",
         "torch_softmax._layout",
     },
-    "torch_softmax.reference": {"torch_softmax._layout"},
+    "torch_softmax.reference": {"torch_softmax._layout", "torch_softmax._options"},
     "torch_softmax._cpu": {
         "torch_softmax.reference",
         "torch_softmax._options",

@@ -166,14 +166,20 @@ def operator_arguments(device):
     weight = torch.rand(5, device=device)
     rows = torch.rand(x.shape[:-1], device=device)
     plain, capped = (1.0, None), (1.5, 2.0)
+    total = torch.tensor(7.0, device=device)
+    mean = (-100, "mean", 0.0, 0.0, None, 1.0)
+    every_option = (2, "sum", 0.1, 0.01, 2.0, 1.5)
     softmax_stats = reference.cross_entropy_forward(x, target, None)[-1]
     indices = (x, target, weight, softmax_stats, rows, rows, rows, rows)
     shares = (x, y, weight, *indices[3:])
     return {
-        "softmax_forward": [(x, torch.float32), (x.bfloat16(), torch.float64)],
-        "softmax_backward": [(x, y, torch.float32), (x[:, ::2, :1], y[:, ::2, :1], torch.float16)],
-        "log_softmax_forward": [(x, torch.float32)],
-        "log_softmax_backward": [(x, y, torch.float32)],
+        "softmax_forward": [(x, -1, torch.float32), (x.bfloat16(), 1, torch.float64)],
+        "softmax_backward": [
+            (x, y, 0, torch.float32),
+            (x[:, ::2, :1], y[:, ::2, :1], -1, torch.float16),
+        ],
+        "log_softmax_forward": [(x, -1, torch.float32)],
+        "log_softmax_backward": [(x, y, 1, torch.float32)],
         "cross_entropy_forward": [
             (x, target, None, *plain, False),
             (x, target, weight, *capped, True),
@@ -187,16 +193,17 @@ def operator_arguments(device):
             (*shares, *capped),
         ],
         "cross_entropy_backward_inplace": [(x.clone(), *indices[1:], *capped)],
-        "cross_entropy_step": [
-            (x, target, None, rows, None, None, *plain),
-            (x.half(), target, weight, rows, rows, rows, *capped),
-            (x, y, None, rows, None, None, *plain),
-            (x, y, weight, rows, rows, rows, *capped),
+        "cross_entropy_loss": [
+            (x, target, None, None, *mean, torch.float32, True),
+            (x.double(), target.int(), weight, None, *every_option, torch.float64, True),
+            (x.bfloat16(), y, weight, None, *every_option, torch.float32, True),
+            (x.half(), target, weight, None, *mean, torch.float16, False),
         ],
-        "cross_entropy_step_inplace": [
-            (x.clone(), target, weight, rows, rows, rows, *capped),
-            (x.clone(), y, None, rows, None, None, *plain),
+        "cross_entropy_loss_inplace": [
+            (x.clone(), target, weight, None, *every_option, torch.float32),
+            (x.clone(), y, None, total, *mean, torch.float32),
         ],
+        "scale": [(x, torch.tensor(2.0, device=device))],
         "scale_inplace": [(x.clone(), torch.tensor(2.0, device=device))],
     }
 
@@ -222,12 +229,12 @@ def test_reference_defines_what_the_kernels_compute(kernel_device):
         expected = reference.cross_entropy_backward(*arguments)
         OPERATORS.cross_entropy_backward_inplace(*arguments)
         torch.testing.assert_close(arguments[0], expected, check_stride=False)
-    for arguments in samples.pop("cross_entropy_step_inplace"):
-        *expected, dlogits = reference.cross_entropy_step(*arguments)
-        losses = OPERATORS.cross_entropy_step_inplace(*arguments)
-        torch.testing.assert_close(
-            [*losses, arguments[0]], [*expected, dlogits], check_stride=False
-        )
+    for arguments in samples.pop("cross_entropy_loss_inplace"):
+        expected, dlogits = reference.cross_entropy_loss(*arguments, True)
+        loss = OPERATORS.cross_entropy_loss_inplace(*arguments)
+        torch.testing.assert_close([loss, arguments[0]], [expected, dlogits], check_stride=False)
+    for x, factor in samples.pop("scale"):
+        assert torch.equal(OPERATORS.scale(x, factor), x * factor)
     for x, factor in samples.pop("scale_inplace"):
         expected = x * factor
         OPERATORS.scale_inplace(x, factor)

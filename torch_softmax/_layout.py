@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 
 def collapse_batch_dims(x: Tensor) -> tuple[int, int] | None:
@@ -37,16 +36,24 @@ def empty_rows_like(x: Tensor, dtype: torch.dtype) -> Tensor:
     )
 
 
-def has_dense_storage(x: Tensor) -> bool:
-    """Whether the elements are what the memory at ``data_ptr`` holds."""
-    return (
-        type(x) in (Tensor, Parameter)
-        and x.layout is torch.strided
-        # of a tensor that is traced, or whose storage has been freed, there is no memory
-        and x.data_ptr() != 0
-        and not x.is_neg()
-        and not x._is_zerotensor()
-    )
+def rows_beside(x: Tensor, y: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Both tensors with axis ``dim`` last, their batch dims collapsing alike.
+
+    Where they would not, ``x`` is copied to be contiguous, as ``y`` is. A scalar is a row of one.
+    """
+    if not y.dim():
+        return x.reshape(1), y.view(1)
+    x_rows, y_rows = x.movedim(dim, -1), y.movedim(dim, -1)
+    if x_rows.dim() > 2 and collapse_batch_dims(x_rows) != collapse_batch_dims(y_rows):
+        x_rows = x.contiguous().movedim(dim, -1)
+    return x_rows, y_rows
+
+
+def with_layout_of(x: Tensor, y: Tensor) -> Tensor:
+    """``x``, or a copy of it, in the layout that ``torch.empty_like`` gives for ``y``."""
+    if x.dim() <= 3 or x.stride() == torch.empty_like(y, device="meta").stride():
+        return x
+    return torch.empty_like(y, dtype=x.dtype).copy_(x)
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -28,6 +28,7 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
 
     ``weight`` is a buffer, so that ``.to(device)`` and ``state_dict`` carry it. ``size_average``
     and ``reduce`` are PyTorch's deprecated names of ``reduction``, and warn as they do there.
+    ``denominator``, which changes from batch to batch, is an argument of the call.
     """
 
     def __init__(
@@ -50,7 +51,9 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
         self.logit_scale = logit_scale
         self.inplace = inplace
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+    def forward(
+        self, input: Tensor, target: Tensor, *, denominator: float | Tensor | None = None
+    ) -> Tensor:
         return functional.cross_entropy(
             input,
             target,
@@ -61,6 +64,7 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
             z_loss=self.z_loss,
             softcap=self.softcap,
             logit_scale=self.logit_scale,
+            denominator=denominator,
             inplace=self.inplace,
         )
 

@@ -1,7 +1,9 @@
 """PyTorch's own names, made ours for the length of a ``with`` block."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,20 +28,43 @@ def patch() -> Iterator[None]:
         ...     torch.nn.functional.cross_entropy(torch.zeros(2, 4), torch.tensor([0, 3]))
         tensor(1.3863)
     """
-    replacements = (
+    with _LOCK:
+        _enter()
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _leave()
+
+
+# contexts may overlap, and be left in any order: the last one to be left restores PyTorch's
+_LOCK = threading.Lock()
+_originals: list[tuple[Any, str, Any]] = []
+_depth = 0
+
+
+def _enter() -> None:
+    global _depth
+    _depth += 1
+    if _depth > 1:
+        return
+    for module, name, ours in (
         (F, "cross_entropy", _cross_entropy),
         (F, "softmax", _softmax),
         (F, "log_softmax", _log_softmax),
         (nn, "CrossEntropyLoss", modules.CrossEntropyLoss),
-    )
-    originals = [(module, name, getattr(module, name)) for module, name, _ in replacements]
-    try:
-        for module, name, ours in replacements:
-            setattr(module, name, ours)
-        yield
-    finally:
-        for module, name, original in originals:
-            setattr(module, name, original)
+    ):
+        _originals.append((module, name, getattr(module, name)))
+        setattr(module, name, ours)
+
+
+def _leave() -> None:
+    global _depth
+    _depth -= 1
+    if _depth:
+        return
+    while _originals:
+        setattr(*_originals.pop())
 
 
 def _cross_entropy(

@@ -1,51 +1,60 @@
 """Every operator in plain differentiable PyTorch: its definition, and the oracle of the tests.
 
-The class axis is the last one; every other axis is batch. Sums are in float32, in float64 for
-float64. The notation is that of the kernels: a row's ``softmax_stats`` holds its largest logit and
-log(sum(exp(logits - largest))), two numbers whose sum is the log-sum-exp, ``lse``.
+It is also the form of a loss that no ``autograd.Function`` carries: under torch.func, in forward
+mode, for second derivatives and in exported programs. The class axis is the last one; every other
+axis is batch. Sums are in float32, in float64 for float64. The notation is that of the kernels: a
+row's ``softmax_stats`` hold its largest logit and log(sum(exp(logits - largest))), two numbers
+whose sum is the log-sum-exp, ``lse``.
 """
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy as _torch_cross_entropy
 
-from torch_softmax._layout import compute_dtype, gradient_in_lse
+from torch_softmax._layout import RowOutputs, compute_dtype, gradient_in_lse
+from torch_softmax._options import LossOptions, Reduction
 
 
-def softmax_forward(x: Tensor, dtype: torch.dtype) -> Tensor:
+def softmax_forward(x: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
     """y = exp(x) / sum(exp(x))."""
-    return _log_probabilities(_widened(x, dtype)).exp().to(dtype)
+    return log_softmax_forward(_widened(x, dtype), dim, compute_dtype(dtype)).exp().to(dtype)
 
 
-def softmax_backward(dy: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
+def softmax_backward(dy: Tensor, y: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
     """dx = y * (dy - sum(y * dy))."""
     y, dy = _widened(y, dtype), _widened(dy, dtype)
-    return (y * (dy - (y * dy).sum(-1, keepdim=True))).to(dtype)
+    return (y * (dy - (y * dy).sum(dim, keepdim=True))).to(dtype)
 
 
-def log_softmax_forward(x: Tensor, dtype: torch.dtype) -> Tensor:
+def log_softmax_forward(x: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
     """y = x - log(sum(exp(x)))."""
-    return _log_probabilities(_widened(x, dtype)).to(dtype)
+    x = _widened(x, dtype).movedim(dim, -1)
+    return _log_probabilities(x).movedim(-1, dim).to(dtype)
 
 
-def log_softmax_backward(dy: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
+def log_softmax_backward(dy: Tensor, y: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
     """dx = dy - exp(y) * sum(dy)."""
     y, dy = _widened(y, dtype), _widened(dy, dtype)
-    return (dy - y.exp() * dy.sum(-1, keepdim=True)).to(dtype)
+    return (dy - y.exp() * dy.sum(dim, keepdim=True)).to(dtype)
 
 
-def capped(logits: Tensor, logit_scale: float, softcap: float | None) -> Tensor:
+def apply_softcap(logits: Tensor, logit_scale: float, softcap: float | None) -> Tensor:
     """softcap * tanh(logit_scale * logits / softcap), or logit_scale * logits without."""
     x = _widened(logits, logits.dtype)
     x = x if logit_scale == 1 else x * logit_scale
     return x if softcap is None else softcap * torch.tanh(x / softcap)
 
 
-def slope(logits: Tensor, logit_scale: float, softcap: float | None) -> Tensor | float:
-    """Derivative of :func:`capped`."""
+def softcap_grad(logits: Tensor, logit_scale: float, softcap: float | None) -> Tensor | float:
+    """Derivative of :func:`apply_softcap`."""
     if softcap is None:
         return logit_scale
     # 1 - y**2 as a product: the square would be rounded, which near 1 is much of the difference
-    y = torch.tanh(capped(logits, logit_scale, None) / softcap)
+    y = torch.tanh(apply_softcap(logits, logit_scale, None) / softcap)
     return (1 - y) * (1 + y) * logit_scale
 
 
@@ -56,8 +65,8 @@ def cross_entropy_forward(
     logit_scale: float = 1.0,
     softcap: float | None = None,
     with_entropy: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The losses and statistics of each row, with logits as :func:`capped` returns them.
+) -> RowOutputs:
+    """The losses and statistics of each row, with logits as :func:`apply_softcap` returns them.
 
     Returns:
         ``nll`` = lse - logits[target], or for probabilities sum(w * target * (lse - logits)) with
@@ -67,8 +76,9 @@ def cross_entropy_forward(
         ``softmax_stats``. What is not asked for is empty: ``smooth`` without ``class_weight``,
         ``target_weight`` for class indices, ``entropy`` and ``prediction`` unless ``with_entropy``.
     """
-    x = capped(logits, logit_scale, softcap)
-    softmax_stats = _normalizer(x)
+    x = apply_softcap(logits, logit_scale, softcap)
+    softmax_stats = _softmax_stats(x)
+    row_max, log_sum_exp = softmax_stats.unbind(-1)
     cost = -_log_probabilities(x)
     # three tensors, because an operator must not return one twice
     smooth, target_weight, entropy = (softmax_stats.new_empty(0) for _ in range(3))
@@ -76,23 +86,23 @@ def cross_entropy_forward(
     if class_weight is not None:
         smooth = weighted_sum(class_weight, cost)
     if target.is_floating_point():
-        share = target if class_weight is None else target * class_weight
-        nll, target_weight = weighted_sum(share, cost), share.to(cost.dtype).sum(-1)
+        weights = target if class_weight is None else target * class_weight
+        nll, target_weight = weighted_sum(weights, cost), weights.to(cost.dtype).sum(-1)
     else:
-        nll = cost.gather(-1, target.unsqueeze(-1)).squeeze(-1)
+        nll = _cost_of_target(cost, target)
     if with_entropy:
-        # log_total apart from the sum: its rounding would count once for every class
-        largest, log_total = softmax_stats.unbind(-1)
-        entropy = log_total + weighted_sum(cost.neg().exp(), largest.unsqueeze(-1) - x)
+        # log_sum_exp apart from the sum: its rounding would count once for every class
+        entropy = log_sum_exp + weighted_sum(cost.neg().exp(), row_max.unsqueeze(-1) - x)
         prediction = x.detach().argmax(-1)
-    return nll, smooth, target_weight, softmax_stats.sum(-1), entropy, prediction, softmax_stats
+    lse = row_max + log_sum_exp
+    return RowOutputs(nll, smooth, target_weight, lse, entropy, prediction, softmax_stats)
 
 
 def cross_entropy_backward(
     logits: Tensor,
     target: Tensor,
     class_weight: Tensor | None,
-    softmax_stats: Tensor | None,
+    softmax_stats: Tensor,
     a: Tensor,
     b: Tensor,
     s: Tensor | None = None,
@@ -100,14 +110,12 @@ def cross_entropy_backward(
     logit_scale: float = 1.0,
     softcap: float | None = None,
 ) -> Tensor:
-    """dlogits = (a - e * log(p)) * p - b * w * target - s * class_weight, times capped's slope.
+    """dlogits = (a - e * log(p)) * p - b * w * target - s * class_weight, times softcap_grad.
 
     ``target`` counts as one-hot if it holds indices, and then w = 1. A row whose ``a`` is 0 has no
-    gradient through p, whatever NaN it holds. ``softmax_stats`` may be None: it follows from the
-    logits.
+    gradient through p, whatever NaN it holds.
     """
-    x = capped(logits, logit_scale, softcap)
-    softmax_stats = _normalizer(x) if softmax_stats is None else softmax_stats
+    x = apply_softcap(logits, logit_scale, softcap)
     log_p = (x - softmax_stats[..., :1]) - softmax_stats[..., 1:]
     weight = a.unsqueeze(-1)
     if e is not None:
@@ -116,60 +124,248 @@ def cross_entropy_backward(
     p = log_p.exp()
     dx = weight * p.masked_fill((weight == 0) & p.isnan(), 0)
     if target.is_floating_point():
-        share = target if class_weight is None else target * class_weight
-        dx = dx - b.unsqueeze(-1) * share
+        weights = target if class_weight is None else target * class_weight
+        dx = dx - b.unsqueeze(-1) * weights
     else:
         dx = dx.scatter_add(-1, target.unsqueeze(-1), -b.unsqueeze(-1))
     if class_weight is not None and s is not None:
         dx = dx - s.unsqueeze(-1) * class_weight
-    factor = slope(logits, logit_scale, softcap)
+    factor = softcap_grad(logits, logit_scale, softcap)
     if isinstance(factor, Tensor):
         factor = factor.masked_fill((dx == 0) & factor.isnan(), 0)
     return (dx * factor).to(logits.dtype)
 
 
-def cross_entropy_step(
+class LossTerms(NamedTuple):
+    """What the options make of the numbers of a row.
+
+    The loss of a row is ``nll_factor * row_weight * nll + smooth_factor * smooth + z_loss *
+    lse**2``, without ``row_weight`` where that is None, and 0 for a row in the mask ``ignored``. A
+    sum of losses is divided by ``denominator``.
+    """
+
+    row_weight: Tensor | None
+    ignored: Tensor | None
+    nll_factor: float
+    smooth_factor: float
+    z_loss: float
+    denominator: Tensor | int | None
+
+    def row_losses(self, rows: RowOutputs) -> Tensor:
+        """The loss of each row."""
+        loss, lse = rows.nll, rows.lse
+        if self.row_weight is not None:
+            loss = self.row_weight * loss
+        if self.smooth_factor > 0:
+            loss = self.nll_factor * loss + self.smooth_factor * rows.smooth
+        if self.z_loss > 0:
+            # ignored before it is squared: the derivative of a NaN's square is NaN, not 0
+            lse = lse if self.ignored is None else lse.masked_fill(self.ignored, 0)
+            loss = loss + self.z_loss * lse.square()
+        return loss if self.ignored is None else loss.masked_fill(self.ignored, 0)
+
+    def reduced_loss(self, rows: RowOutputs) -> Tensor:
+        """The loss of all rows."""
+        loss = self.row_losses(rows).sum()
+        return loss if self.denominator is None else loss / self.denominator
+
+    def coefficients(
+        self, logits: Tensor, class_weight: Tensor | None, rows: RowOutputs
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """``a``, ``b`` and ``s`` of the gradient of the reduced loss."""
+        scale = torch.ones_like(rows.lse)
+        if self.denominator is not None:
+            scale = scale / self.denominator
+        if self.ignored is not None:
+            # last, as the mean of no row divides by 0, and an ignored row has no gradient
+            scale = scale.masked_fill(self.ignored, 0)
+        b = scale if self.row_weight is None else scale * self.row_weight
+        b = b * self.nll_factor
+        s = scale * self.smooth_factor if self.smooth_factor > 0 else None
+        z = scale * self.z_loss if self.z_loss > 0 else None
+        of_nll = b * rows.target_weight if rows.target_weight.numel() else b
+        return gradient_in_lse(of_nll, class_weight, s, z, rows.lse), b, s
+
+
+def fold_options(
     logits: Tensor,
     target: Tensor,
-    class_weight: Tensor | None,
-    b: Tensor,
-    s: Tensor | None = None,
-    z: Tensor | None = None,
-    logit_scale: float = 1.0,
-    softcap: float | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``nll``, ``smooth`` and ``lse`` of each row, and the gradient of their weighted sum.
+    weight: Tensor | None,
+    denominator: Tensor | None,
+    options: LossOptions,
+) -> tuple[Tensor, Tensor | None, LossTerms]:
+    """Target and class weights as the row operators take them, and what the options mean."""
+    n_classes, dtype = logits.shape[-1], compute_dtype(logits.dtype)
+    smoothing = options.label_smoothing
+    weight = None if weight is None else weight.to(dtype)
+    row_weight = ignored = class_weight = None
+    if target.is_floating_point():
+        class_weight = weight
+    else:
+        # int64 before the comparison: ignore_index may not exist in a narrower type, and would wrap
+        target = target.long()
+        ignored = target == options.ignore_index
+        target = target.masked_fill(ignored, 0)
+        if weight is not None:
+            # a target that is not a class must not be looked up; its row becomes NaN by its nll
+            row_weight = weight[target.clamp(0, n_classes - 1)]
+    if smoothing > 0 and class_weight is None:
+        class_weight = logits.new_ones(n_classes, dtype=dtype) if weight is None else weight
+    if options.reduction == "mean" and denominator is None:
+        denominator = _mean_denominator(logits, row_weight, ignored)
+    terms = LossTerms(
+        row_weight=row_weight,
+        ignored=ignored,
+        nll_factor=1 - smoothing,
+        smooth_factor=smoothing / n_classes if smoothing > 0 else 0.0,
+        z_loss=options.z_loss,
+        denominator=denominator,
+    )
+    return target, class_weight, terms
 
-    That sum is sum(b * nll + s * smooth + z * lse**2) over the rows.
+
+def _mean_denominator(logits: Tensor, row_weight: Tensor | None, ignored: Tensor | None) -> Tensor:
+    """What the mean divides by; it stays on the device: reading it would stop the stream."""
+    if ignored is None:
+        # a product, since Size.numel() makes symbolic sizes constant
+        return torch.full((), math.prod(logits.shape[:-1]), device=logits.device)
+    if row_weight is None:
+        return (~ignored).sum()
+    return row_weight.masked_fill(ignored, 0).sum()
+
+
+def compose_loss(
+    row_forward: Callable[..., Any],
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    denominator: Tensor | None,
+    options: LossOptions,
+    dtype: torch.dtype,
+    *row_options: Any,
+) -> tuple[Tensor, RowOutputs]:
+    """The loss as a function of what ``row_forward`` computes of each row, and these numbers.
+
+    ``row_forward`` is :func:`cross_entropy_forward`, or a faster form of it.
     """
-    nll, smooth, target_weight, lse, _, _, softmax_stats = cross_entropy_forward(
-        logits, target, class_weight, logit_scale, softcap
+    target, class_weight, terms = fold_options(logits, target, weight, denominator, options)
+    rows = RowOutputs(
+        *row_forward(
+            logits, target, class_weight, options.logit_scale, options.softcap, *row_options
+        )
     )
-    a = gradient_in_lse(
-        b * target_weight if target.is_floating_point() else b, class_weight, s, z, lse
+    reduce = terms.row_losses if options.reduction == "none" else terms.reduced_loss
+    return reduce(rows).to(dtype), rows
+
+
+def is_torch_loss(target: Tensor, denominator: Tensor | None, options: LossOptions) -> bool:
+    """Whether ``torch.nn.functional.cross_entropy`` defines the loss.
+
+    A target that is not a class makes it end a CUDA program, so that class indices are on the CPU.
+    """
+    is_safe = target.device.type == "cpu" or target.is_floating_point()
+    return is_safe and denominator is None and options[3:] == (0, None, 1)
+
+
+def torch_loss(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    options: LossOptions,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The loss by PyTorch's own function, for compositions of transforms that only it survives.
+
+    torch.compile of nested forward mode fails at the product of a number and a tensor (torch 2.14).
+    What is better here than in PyTorch stays: an ignored row has no gradient, whatever NaN it
+    holds, and a class without weight or probability costs nothing where its logit is -inf.
+    """
+    x = _widened(logits, logits.dtype)
+    weight = None if weight is None else weight.to(x.dtype)
+    no_cost = None if weight is None else weight == 0
+    if target.is_floating_point():
+        target = target.to(x.dtype)
+        if options.label_smoothing == 0:
+            no_cost = target == 0 if no_cost is None else no_cost | (target == 0)
+        target = target.movedim(-1, min(1, target.dim() - 1))
+    else:
+        target = target.long()
+        x = x.masked_fill((target == options.ignore_index).unsqueeze(-1), 0)
+    if no_cost is not None:
+        x = x.masked_fill(no_cost & (x == -torch.inf), torch.finfo(x.dtype).min)
+    x = x.movedim(-1, min(1, x.dim() - 1))
+    loss = _torch_cross_entropy(
+        x,
+        target,
+        weight,
+        ignore_index=options.ignore_index,
+        reduction=options.reduction,
+        label_smoothing=options.label_smoothing,
     )
+    return loss.to(dtype)
+
+
+def cross_entropy_loss(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    denominator: Tensor | None,
+    ignore_index: int,
+    reduction: Reduction,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float | None,
+    logit_scale: float,
+    dtype: torch.dtype,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    """The sum or mean of the losses of all rows, and its gradient in the logits or an empty one."""
+    options = LossOptions(
+        ignore_index,
+        reduction,
+        label_smoothing,
+        z_loss,
+        softcap,
+        logit_scale,  # type: ignore[arg-type]
+    )
+    target, class_weight, terms = fold_options(logits, target, weight, denominator, options)
+    rows = cross_entropy_forward(logits, target, class_weight, logit_scale, softcap)
+    loss = terms.reduced_loss(rows).to(dtype)
+    if not with_gradient:
+        return loss, logits.new_empty(0)
+    a, b, s = terms.coefficients(logits, class_weight, rows)
     dlogits = cross_entropy_backward(
-        logits, target, class_weight, softmax_stats, a, b, s, None, logit_scale, softcap
+        logits, target, class_weight, rows.softmax_stats, a, b, s, None, logit_scale, softcap
     )
-    return nll, smooth, lse, dlogits
+    return loss, dlogits
 
 
 def _widened(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(torch.promote_types(compute_dtype(x.dtype), compute_dtype(dtype)))
 
 
-def _normalizer(x: Tensor) -> Tensor:
+def _softmax_stats(x: Tensor) -> Tensor:
     """Largest value of each row, or 0 for a row of -inf, as -inf - -inf is NaN; and the rest."""
     if x.shape[-1] == 0:
         return torch.stack([x.sum(-1), x.sum(-1).log()], -1)
-    largest = x.detach().amax(-1, keepdim=True)
-    largest = largest.masked_fill(largest == -torch.inf, 0)
-    return torch.cat([largest, (x - largest).exp().sum(-1, keepdim=True).log()], -1)
+    row_max = x.detach().amax(-1, keepdim=True)
+    row_max = row_max.masked_fill(row_max == -torch.inf, 0)
+    return torch.cat([row_max, (x - row_max).exp().sum(-1, keepdim=True).log()], -1)
 
 
 def _log_probabilities(x: Tensor) -> Tensor:
-    softmax_stats = _normalizer(x)
+    softmax_stats = _softmax_stats(x)
     return (x - softmax_stats[..., :1]) - softmax_stats[..., 1:]
+
+
+def _cost_of_target(cost: Tensor, target: Tensor) -> Tensor:
+    """``cost`` at the target; where that is not a class, IndexError on the CPU, NaN elsewhere."""
+    if cost.device.type == "cpu":
+        return cost.gather(-1, target.unsqueeze(-1)).squeeze(-1)
+    # a gather outside the row would end every later call of a CUDA program
+    is_class = (target >= 0) & (target < cost.shape[-1])
+    nll = cost.gather(-1, target.masked_fill(~is_class, 0).unsqueeze(-1)).squeeze(-1)
+    return nll.masked_fill(~is_class, torch.nan)
 
 
 def weighted_sum(weight: Tensor, cost: Tensor) -> Tensor:

@@ -9,8 +9,6 @@ from torch_softmax._cpu.cross_entropy import (
     cross_entropy_backward,
     cross_entropy_backward_inplace,
     cross_entropy_forward,
-    cross_entropy_step,
-    cross_entropy_step_inplace,
 )
 from torch_softmax._cpu.results import empty_result_like
 from torch_softmax._cpu.scale import scale_inplace
@@ -26,8 +24,8 @@ __all__ = [
     "cross_entropy_backward",
     "cross_entropy_backward_inplace",
     "cross_entropy_forward",
-    "cross_entropy_step",
-    "cross_entropy_step_inplace",
+    "cross_entropy_loss",
+    "cross_entropy_loss_inplace",
     "empty_result_like",
     "has_compiled_loss",
     "log_softmax_backward",
@@ -36,3 +34,23 @@ __all__ = [
     "softmax_backward",
     "softmax_forward",
 ]
+
+
+def cross_entropy_loss(logits, target, weight, denominator, *args):
+    from torch_softmax import reference
+    from torch_softmax._options import LossOptions
+
+    options = LossOptions(*args[:6])
+    dtype, with_gradient = args[6:]
+    if denominator is None and has_compiled_loss(logits, target, weight, options):
+        d = empty_result_like(logits, logits.dtype) if with_gradient else None
+        return compiled_loss(logits, target, weight, options, dtype, d), logits.new_empty(
+            0
+        ) if d is None else d
+    return reference.cross_entropy_loss(logits, target, weight, denominator, *args)
+
+
+def cross_entropy_loss_inplace(logits, *args):
+    loss, d = cross_entropy_loss(logits, *args, True)
+    logits.copy_(d)
+    return loss

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torch_softmax._cpu.cross_entropy_block import class_error
-from torch_softmax._layout import collapse_batch_dims, has_dense_storage
+from torch_softmax._layout import collapse_batch_dims
 from torch_softmax._options import LossOptions
 
 try:
@@ -30,9 +30,6 @@ def has_compiled_loss(
         and options.softcap is None
         and options.logit_scale == 1
         and not target.dtype.is_floating_point
-        and has_dense_storage(logits)
-        and has_dense_storage(target)
-        and (class_weight is None or has_dense_storage(class_weight))
         and logits.numel() > 0
         and (logits.dim() <= 2 or collapse_batch_dims(logits) is not None)
     )

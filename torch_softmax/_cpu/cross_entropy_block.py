@@ -129,7 +129,7 @@ def forward_block(
     options = (class_weight, logit_scale, softcap, with_entropy)
     if with_entropy:
         return reference.cross_entropy_forward(logits, target, *options)
-    x = reference.capped(logits, logit_scale, softcap)
+    x = reference.apply_softcap(logits, logit_scale, softcap)
     rows = _losses(x, row_max(x), _share(target, class_weight, x.dtype), class_weight)
     softmax_stats = torch.cat([rows.largest, rows.log_total], -1)
     entropy, prediction = x.new_empty(0), x.new_empty(0, dtype=torch.int64)
@@ -165,8 +165,8 @@ def backward_block(
     exact = partial(reference.cross_entropy_backward, logit_scale=logit_scale, softcap=softcap)
     if e is not None:
         return exact(logits, target, class_weight, softmax_stats, a, b, s, e)
-    x = reference.capped(logits, logit_scale, softcap)
-    slope = reference.slope(logits, logit_scale, softcap)
+    x = reference.apply_softcap(logits, logit_scale, softcap)
+    slope = reference.softcap_grad(logits, logit_scale, softcap)
     largest, log_total = softmax_stats.split(1, -1)
     exp_x = (x - largest).mul_(LOG2_E).exp2_()
     over_total = log_total.neg().exp_()
@@ -191,8 +191,8 @@ def step_block(
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``reference.cross_entropy_step``, its gradient in ``out``, which may be logits, if it can."""
-    x = reference.capped(logits, logit_scale, softcap)
-    slope = reference.slope(logits, logit_scale, softcap)
+    x = reference.apply_softcap(logits, logit_scale, softcap)
+    slope = reference.softcap_grad(logits, logit_scale, softcap)
     share = _share(target, class_weight, x.dtype)
     largest = row_max(x)
     if x is not logits or class_weight is not None or target.is_floating_point():

@@ -17,12 +17,21 @@ MIN_FRESH_BYTES = 16 * 2**20
 
 
 def empty_result_like(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """An uninitialized result, in huge pages where it is large and the system has them.
+    """An uninitialized result in the layout of ``x``."""
+    return _in_huge_pages(empty_rows_like(x, dtype))
+
+
+def empty_result(shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """An uninitialized contiguous result."""
+    return _in_huge_pages(torch.empty(shape, dtype=dtype))
+
+
+def _in_huge_pages(y: Tensor) -> Tensor:
+    """``y``, in huge pages where it is large and the system has them.
 
     The first write to a page makes it: 63 ms for the pages of 128 MiB, and 14 ms for huge ones (AMD
     EPYC, Linux 6, one core). Advice that is not taken costs nothing.
     """
-    y = empty_rows_like(x, dtype)
     if y.nbytes < MIN_FRESH_BYTES or sys.platform != "linux":
         return y
     start = -(-y.data_ptr() // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES

@@ -12,34 +12,34 @@ from torch_softmax._kernels.softmax import (
 )
 from torch_softmax._kernels.tiling import MAX_TILE_BYTES, WALK_BACKWARD, WALK_TWICE
 from torch_softmax._launch.start import Rows
-from torch_softmax._layout import compute_dtype, empty_rows_like
+from torch_softmax._layout import compute_dtype, rows_beside
 
 
-def launch_softmax_forward(x: Tensor, dtype: torch.dtype) -> Tensor:
+def launch_softmax_forward(x: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
     """y = softmax(x)."""
-    return _launch_forward(x, dtype, log=False)
+    return _launch_forward(x, dim, dtype, log=False)
 
 
-def launch_softmax_backward(dy: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
+def launch_softmax_backward(dy: Tensor, y: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
     """dx = y * (dy - sum(y * dy))."""
-    return _launch_backward(dy, y, dtype, log=False)
+    return _launch_backward(dy, y, dim, dtype, log=False)
 
 
-def launch_log_softmax_forward(x: Tensor, dtype: torch.dtype) -> Tensor:
+def launch_log_softmax_forward(x: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
     """y = log(softmax(x))."""
-    return _launch_forward(x, dtype, log=True)
+    return _launch_forward(x, dim, dtype, log=True)
 
 
-def launch_log_softmax_backward(dy: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
+def launch_log_softmax_backward(dy: Tensor, y: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
     """dx = dy - exp(y) * sum(dy)."""
-    return _launch_backward(dy, y, dtype, log=True)
+    return _launch_backward(dy, y, dim, dtype, log=True)
 
 
-def _launch_forward(x: Tensor, dtype: torch.dtype, *, log: bool) -> Tensor:
-    y = empty_rows_like(x, dtype)
+def _launch_forward(x: Tensor, dim: int, dtype: torch.dtype, *, log: bool) -> Tensor:
+    y = torch.empty(x.shape, dtype=dtype, device=x.device)
     if x.numel() == 0:
         return y
-    rows = Rows(x, y, held_values=1, walk=WALK_TWICE)
+    rows = Rows(*rows_beside(x, y, dim), held_values=1, walk=WALK_TWICE)
     x_rows, y_rows = rows.folded
     rows.start(
         softmax_forward_kernel if rows.col_blocks == 1 else softmax_forward_online_kernel,
@@ -56,11 +56,20 @@ def _launch_forward(x: Tensor, dtype: torch.dtype, *, log: bool) -> Tensor:
     return y
 
 
-def _launch_backward(dy: Tensor, y: Tensor, dtype: torch.dtype, *, log: bool) -> Tensor:
-    dx = empty_rows_like(y, dtype)
+def _launch_backward(dy: Tensor, y: Tensor, dim: int, dtype: torch.dtype, *, log: bool) -> Tensor:
+    dx = torch.empty(y.shape, dtype=dtype, device=y.device)
     if y.numel() == 0:
         return dx
-    rows = Rows(y, dy, dx, held_values=2, max_tile_bytes=2 * MAX_TILE_BYTES, walk=WALK_BACKWARD)
+    y_rows, dx_rows = rows_beside(y, dx, dim)
+    dy_rows, _ = rows_beside(dy, dx, dim)
+    rows = Rows(
+        y_rows,
+        dy_rows,
+        dx_rows,
+        held_values=2,
+        max_tile_bytes=2 * MAX_TILE_BYTES,
+        walk=WALK_BACKWARD,
+    )
     y_rows, dy_rows, dx_rows = rows.folded
     rows.start(
         softmax_backward_kernel if rows.col_blocks == 1 else softmax_backward_online_kernel,

@@ -1,9 +1,7 @@
 """One number from the losses of all rows: their gradient is formed in the pass that computes them.
 
 A sum or mean over rows has a gradient that is known up to one factor when the rows are read, so it
-is written then, and the logits are not read again. Where that cannot be, because more than one
-gradient or another kind of derivative is asked for, the loss is composed of what
-:func:`softmax_cross_entropy` returns.
+is written then, and the logits are not read again.
 """
 
 from collections.abc import Callable
@@ -13,201 +11,150 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from torch_softmax import _cpu
-from torch_softmax._layout import (
-    RowOutputs,
-    empty_row_outputs,
-    empty_rows_like,
-    has_dense_storage,
-    with_collapsible_batch_dims,
-)
-from torch_softmax._ops.cross_entropy import softmax_cross_entropy
-from torch_softmax._ops.loss_terms import loss_terms
+from torch_softmax import reference
+from torch_softmax._layout import RowOutputs, with_collapsible_batch_dims, with_layout_of
+from torch_softmax._ops.cross_entropy import cross_entropy_rows
 from torch_softmax._ops.registration import (
-    is_eager,
-    launcher,
+    needs_differentiable_backward,
     register,
-    takes_cpu_path,
-    takes_kernels,
+    takes_functions,
 )
+from torch_softmax._ops.scale import scale, scale_inplace
 from torch_softmax._options import LossOptions
 
-
-def _empty_losses(
-    logits: Tensor, target: Tensor, class_weight: Tensor | None, *_: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    rows = empty_row_outputs(logits, target, class_weight, with_entropy=False)
-    return rows.nll, rows.smooth, rows.lse
-
-
-cross_entropy_step = register(
-    "cross_entropy_step(Tensor logits, Tensor target, Tensor? class_weight,"
-    " Tensor b, Tensor? s, Tensor? z, float logit_scale, float? softcap)"
-    " -> (Tensor nll, Tensor smooth, Tensor lse, Tensor dlogits)",
-    lambda logits, *args: (*_empty_losses(logits, *args), empty_rows_like(logits, logits.dtype)),
+_ARGUMENTS = (
+    " Tensor target, Tensor? weight, Tensor? denominator, int ignore_index, str reduction,"
+    " float label_smoothing, float z_loss, float? softcap, float logit_scale, ScalarType dtype"
 )
-cross_entropy_step_inplace = register(
-    "cross_entropy_step_inplace(Tensor(a!) logits, Tensor target, Tensor? class_weight,"
-    " Tensor b, Tensor? s, Tensor? z, float logit_scale, float? softcap)"
-    " -> (Tensor nll, Tensor smooth, Tensor lse)",
-    _empty_losses,
+
+
+def _empty_loss(logits: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    dtype, with_gradient = args[-2:]
+    dlogits = torch.empty_like(logits) if with_gradient else logits.new_empty(0)
+    return logits.new_empty((), dtype=dtype), dlogits
+
+
+def _with_gradient_like_logits(
+    loss_and_gradient: Callable[..., tuple[Tensor, Tensor]],
+) -> Callable[..., tuple[Tensor, Tensor]]:
+    def run(logits: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+        loss, dlogits = loss_and_gradient(with_collapsible_batch_dims(logits), *args)
+        return loss, with_layout_of(dlogits, logits)
+
+    return run
+
+
+cross_entropy_loss_operator = register(
+    f"cross_entropy_loss(Tensor logits,{_ARGUMENTS}, bool with_gradient)"
+    " -> (Tensor loss, Tensor dlogits)",
+    _empty_loss,
+    _with_gradient_like_logits,
 )
-scale_inplace = register("scale_inplace(Tensor(a!) x, Tensor factor) -> ()", lambda x, factor: None)
+cross_entropy_loss_inplace = register(
+    f"cross_entropy_loss_inplace(Tensor(a!) logits,{_ARGUMENTS}) -> Tensor loss",
+    lambda logits, *args: logits.new_empty((), dtype=args[-1]),
+)
 
 
 def cross_entropy_loss(
     logits: Tensor,
     target: Tensor,
     weight: Tensor | None,
+    denominator: Tensor | None,
     options: LossOptions,
     dtype: torch.dtype,
     inplace: bool,
 ) -> Tensor:
     """The losses of rows in ``dtype``, reduced as the options say; differentiable."""
-    args = (logits, target, weight, options, dtype)
-    of_others = target.requires_grad or (weight is not None and weight.requires_grad)
-    wants_gradient = torch.is_grad_enabled() and (logits.requires_grad or of_others)
-    is_one_number = options.reduction != "none" and is_eager()
+    others_need_gradient = any(
+        x is not None and x.requires_grad for x in (target, weight, denominator)
+    )
+    with_gradient = torch.is_grad_enabled() and (logits.requires_grad or others_need_gradient)
     # float16 would lose small gradients before a loss scaler's factor lifts them
-    if is_one_number and wants_gradient and not of_others and logits.dtype != torch.float16:
-        logits = logits if inplace else with_collapsible_batch_dims(logits)
-        loss: Tensor = CrossEntropyLossFunction.apply(logits, *args[1:], inplace)
+    is_late = with_gradient and (others_need_gradient or logits.dtype == torch.float16)
+    args = (logits, target, weight, denominator)
+    is_fused = takes_functions(*args)
+    if not is_fused and reference.is_torch_loss(target, denominator, options):
+        return reference.torch_loss(logits, target, weight, options, dtype)
+    if options.reduction == "none" or is_late or not is_fused:
+        return cross_entropy_with_rows(*args, options, dtype, False, inplace)[0]
+    if with_gradient:
+        loss: Tensor = SoftmaxCrossEntropyFunction.apply(*args, options, dtype, inplace)
         return loss
-    fused_loss = _fused_loss(*args[:-1]) if is_one_number and not wants_gradient else None
-    if fused_loss:
-        return fused_loss(*args, dlogits=None)
-    return composed_loss(*args, inplace=inplace)[0]
+    return cross_entropy_loss_operator(*args, *options, dtype, False)[0]
 
 
-def composed_loss(
+def cross_entropy_with_rows(
     logits: Tensor,
     target: Tensor,
     weight: Tensor | None,
+    denominator: Tensor | None,
     options: LossOptions,
     dtype: torch.dtype,
-    with_entropy: bool = False,
-    inplace: bool = False,
+    with_entropy: bool,
+    inplace: bool,
 ) -> tuple[Tensor, RowOutputs]:
-    """The loss as a function of the numbers of its rows, and these numbers."""
-    target, class_weight, terms = loss_terms(logits, target, weight, options)
-    rows = softmax_cross_entropy(
-        logits,
-        target,
-        class_weight,
-        options.logit_scale,
-        options.softcap,
-        with_entropy=with_entropy,
-        inplace=inplace,
-    )
-    reduce = terms.of_rows if options.reduction == "none" else terms.of_all
-    return reduce(rows.nll, rows.smooth, rows.lse).to(dtype), rows
+    """The loss as a function of the numbers of its rows, and these numbers; differentiable."""
+    args = (logits, target, weight, denominator, options, dtype, with_entropy)
+    if takes_functions(logits, target, weight, denominator):
+        return reference.compose_loss(cross_entropy_rows, *args, inplace)
+    return reference.compose_loss(reference.cross_entropy_forward, *args)
 
 
-class CrossEntropyLossFunction(Function):
-    """The loss of all rows with the gradient formed beside it, for plain reverse mode.
+class SoftmaxCrossEntropyFunction(Function):
+    """The loss of all rows, with its gradient formed in the forward pass.
 
-    ``apply(logits, target, weight, options, dtype, inplace)``. The first backward hands the
-    gradient out, so that nothing holds its memory; a further one forms it again, and second
-    derivatives are those of the composed loss.
+    ``apply(logits, target, weight, denominator, options, dtype, inplace)``, with the arguments of
+    the operator ``cross_entropy_loss`` and the six options as a tuple; the reduction is "mean" or
+    "sum". What is saved for backward are the logits and their gradient, or with ``inplace`` the
+    gradient alone, in the memory of the logits. A backward that keeps its graph for another one
+    returns a copy, and second derivatives are those of ``reference``.
     """
 
-    # PyTorch inspects the signatures of a Function with setup_context at each call: 25 us
+    # without setup_context, for which PyTorch inspects signatures at each call: 25 us
     @staticmethod
     def forward(
         ctx: Any,
         logits: Tensor,
         target: Tensor,
         weight: Tensor | None,
+        denominator: Tensor | None,
         options: LossOptions,
         dtype: torch.dtype,
         inplace: bool,
     ) -> Tensor:
-        ctx.save_for_backward(logits, target, weight)
         ctx.options, ctx.dtype, ctx.inplace = options, dtype, inplace
-        loss, ctx.dlogits = _loss_and_gradient(logits, target, weight, options, dtype, inplace)
+        args = (logits, target, weight, denominator, *options, dtype)
         if inplace:
+            loss: Tensor = cross_entropy_loss_inplace(*args)
             # whoever saved the logits for its own backward must not take the gradient for them
             torch.autograd.graph.increment_version(logits)
+            ctx.save_for_backward(logits.detach())
+            return loss
+        loss, dlogits = cross_entropy_loss_operator(*args, True)
+        ctx.save_for_backward(dlogits, logits, target, weight, denominator)
         return loss
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
-        return _gradient(ctx, dloss), None, None, None, None, None
+        dlogits, *inputs = ctx.saved_tensors
+        return _gradient(ctx, dloss, dlogits, inputs), None, None, None, None, None, None
 
 
-def _loss_and_gradient(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    options: LossOptions,
-    dtype: torch.dtype,
-    inplace: bool,
-) -> tuple[Tensor, Tensor]:
-    fused_loss = _fused_loss(logits, target, weight, options)
-    if fused_loss:
-        dlogits = logits.detach() if inplace else _empty_gradient(logits)
-        return fused_loss(logits, target, weight, options, dtype, dlogits), dlogits
-    target, class_weight, terms = loss_terms(logits, target, weight, options)
-    coefficients = (*terms.coefficients(logits), options.logit_scale, options.softcap)
-    if inplace:
-        rows = cross_entropy_step_inplace(logits, target, class_weight, *coefficients)
-        return terms.of_all(*rows).to(dtype), logits.detach()
-    *rows, dlogits = cross_entropy_step(logits, target, class_weight, *coefficients)
-    return terms.of_all(*rows).to(dtype), dlogits
-
-
-def _fused_loss(
-    logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions
-) -> Callable[..., Tensor] | None:
-    """What reads the logits once and returns the loss itself, where there is such code."""
-    if takes_cpu_path(logits):
-        has_loss = _cpu.has_compiled_loss(logits, target, weight, options)
-        return _cpu.compiled_loss if has_loss else None
-    tensors = [logits, target] if weight is None else [logits, target, weight]
-    if (
-        not takes_kernels(logits)
-        or target.is_floating_point()
-        or logits.numel() == 0
-        or not all(map(has_dense_storage, tensors))
-    ):
-        return None
-    return launcher("cross_entropy_loss")
-
-
-def _empty_gradient(logits: Tensor) -> Tensor:
-    if takes_cpu_path(logits):
-        return _cpu.empty_result_like(logits, logits.dtype)
-    return empty_rows_like(logits, logits.dtype)
-
-
-def _gradient(ctx: Any, dloss: Tensor) -> Tensor:
-    if torch.is_grad_enabled():
-        return _differentiable_gradient(ctx, dloss)
-    dlogits: Tensor = _formed_again(ctx) if ctx.dlogits is None else ctx.dlogits
-    if not is_eager() or torch._C._functorch.is_legacy_batchedtensor(dloss):
-        # one backward for a batch of gradients
+def _gradient(ctx: Any, dloss: Tensor, dlogits: Tensor, inputs: list[Any]) -> Tensor:
+    if torch.compiler.is_compiling():
+        return scale(dlogits, dloss)
+    if not needs_differentiable_backward(dloss):
+        if torch._C._autograd._get_current_graph_task_keep_graph():
+            # another backward will want the gradient as it is
+            return scale(dlogits, dloss)
+        scale_inplace(dlogits, dloss)
+        return dlogits
+    if not torch.is_grad_enabled():
         return dlogits * dloss
-    ctx.dlogits = None
-    scale = _cpu.scale_inplace if takes_cpu_path(dlogits) else scale_inplace
-    scale(dlogits, dloss)
-    return dlogits
-
-
-def _formed_again(ctx: Any) -> Tensor:
-    if ctx.inplace:
-        raise RuntimeError(
-            "cross_entropy needs inplace=False for a second backward: the logits have been "
-            "modified by an inplace operation, which made them their gradient"
-        )
-    logits, target, weight = ctx.saved_tensors
-    args = (ctx.options, ctx.dtype)
-    return _loss_and_gradient(logits, target, weight, *args, inplace=False)[1]
-
-
-def _differentiable_gradient(ctx: Any, dloss: Tensor) -> Tensor:
     if ctx.inplace:
         raise RuntimeError("cross_entropy needs inplace=False for second derivatives, got True")
-    logits, target, weight = ctx.saved_tensors
-    loss, _ = composed_loss(logits, target, weight, ctx.options, ctx.dtype)
-    (dlogits,) = torch.autograd.grad(loss, logits, dloss, create_graph=True)
-    return dlogits
+    args = (*inputs, ctx.options, ctx.dtype)
+    loss, _ = reference.compose_loss(reference.cross_entropy_forward, *args)
+    (gradient,) = torch.autograd.grad(loss, inputs[0], dloss, create_graph=True)
+    return gradient

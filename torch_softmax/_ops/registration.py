@@ -1,12 +1,13 @@
-"""How every operator is registered, and how its ``autograd.Function`` is applied."""
+"""How every operator is registered, and when its ``autograd.Function`` can be taken."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 from torch_softmax import _cpu
 
@@ -17,8 +18,14 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 TRITON_DEVICES = ("cuda", "xpu")
 
 
-def register(schema: str, fake: Callable[..., Any]) -> Callable[..., Any]:
+def register(
+    schema: str,
+    fake: Callable[..., Any],
+    adapt: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None,
+) -> Callable[..., Any]:
     """Define the operator of ``schema`` and return it; ``fake`` allocates its result only.
+
+    ``adapt`` turns each device's implementation into what the operator does.
 
     One stem names an operator in every layer: ``softmax_forward`` is ``_cpu.softmax_forward`` for
     CPU tensors, and ``_launch.launch_softmax_forward`` where Triton serves the device.
@@ -27,91 +34,80 @@ def register(schema: str, fake: Callable[..., Any]) -> Callable[..., Any]:
     name = f"torch_softmax::{stem}"
 
     def launch(*args: Any) -> Any:
-        return launcher(stem)(*args)
+        # imported with the first tensor that needs it: the package works where Triton does not
+        from torch_softmax import _launch
+
+        refuse_derivatives(stem, args)
+        return getattr(_launch, f"launch_{stem}")(*args)
 
     def run_on_cpu(*args: Any) -> Any:
-        return launch(*args) if INTERPRETED else getattr(_cpu, stem)(*args)
+        if INTERPRETED:
+            return launch(*args)
+        refuse_derivatives(stem, args)
+        return getattr(_cpu, stem)(*args)
 
     torch.library.define(name, parenthesis + signature)
-    torch.library.impl(name, "cpu", run_on_cpu)
-    torch.library.impl(name, TRITON_DEVICES, launch)
+    torch.library.impl(name, "cpu", adapt(run_on_cpu) if adapt else run_on_cpu)
+    torch.library.impl(name, TRITON_DEVICES, adapt(launch) if adapt else launch)
     torch.library.register_fake(name, fake)
-    # the derivatives are those of the Functions; PyTorch's stand-in for none costs 15 us a call
+    # the derivatives are those of the Functions; PyTorch's default for none costs 15 us a call
     torch.library.impl(name, "Autograd", torch.library.fallthrough_kernel)
     operator: Callable[..., Any] = getattr(torch.ops.torch_softmax, stem).default
     return operator
 
 
-def launcher(stem: str) -> Callable[..., Any]:
-    """What starts the kernels of an operator."""
-    # imported with the first tensor that needs it: the package works where Triton does not
-    from torch_softmax import _launch
-
-    launch: Callable[..., Any] = getattr(_launch, f"launch_{stem}")
-    return launch
-
-
-class WithoutForwardMode:
-    """Mixed into a Function: the same without ``jvp``, which torch.compile does not trace."""
-
-    jvp = staticmethod(Function.jvp)
+def refuse_derivatives(stem: str, args: tuple[Any, ...]) -> None:
+    """Raise where autograd would take the operator, which has no derivative, for a constant."""
+    if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args):
+        raise RuntimeError(
+            f"torch_softmax::{stem} has no derivative of its own: call the functions of "
+            "torch_softmax, and take second derivatives outside torch.compile"
+        )
 
 
-def apply(function: type[Function], traced: type[Function], *args: Any) -> Any:
-    """Apply a Function: its form ``traced``, without ``jvp``, under torch.compile.
+def takes_functions(*tensors: Tensor | None) -> bool:
+    """Whether the ``autograd.Function`` forms serve the tensors, and not ``reference``.
 
-    Forward mode under torch.compile would silently give 0 (pytorch issue 192985), and raises.
+    A subclass of Tensor, such as DTensor, knows PyTorch's own operators alone.
     """
-    if torch.compiler.is_compiling():
-        if forward_ad._current_level >= 0:
-            raise RuntimeError(
-                "torch_softmax needs torch.compile without forward mode: "
-                "torch.compile(torch.func.jvp) would silently give 0; take the jvp outside, "
-                "or torch.func.vjp"
-            )
-        return traced.apply(*args)
-    if not is_eager():
-        return function.apply(*args)
-    if not torch.is_grad_enabled() or not any(
-        isinstance(arg, Tensor) and arg.requires_grad for arg in args
-    ):
-        return function.forward(*args)
-    # as Function.apply, but for the transforms that is_eager excludes: preparing for them, it
-    # inspects the signature of forward, which takes 25 us
-    return super(Function, function).apply(*args)  # type: ignore[misc]
+    is_tensor = all(x is None or type(x) in (Tensor, Parameter) for x in tensors)
+    return is_tensor and is_plain_reverse_mode()
 
 
-def is_eager() -> bool:
-    """Whether operators run as they are called, with reverse mode at most to record them."""
+def is_plain_reverse_mode() -> bool:
+    """Whether autograd records at most reverse mode: what an ``autograd.Function`` carries.
+
+    Under torch.func, in forward mode, and while a graph of PyTorch's own operators is traced
+    (torch.export, make_fx, torch.jit.trace), the functions take the form of ``reference``, which
+    PyTorch differentiates, maps and exports by itself. A Function's own rules for these would be
+    ignored in compiled regions (pytorch issues 186303, 192985, 197867) and have no second order.
+    """
     return (
-        not torch.compiler.is_compiling()
+        torch._C._functorch.peek_interpreter_stack() is None
         and forward_ad._current_level < 0
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and torch._C._len_torch_dispatch_stack() == 0
+        and not torch.compiler.is_exporting()
+        and torch._C._get_dispatch_mode(_MODES.PROXY) is None
+        and torch._C._get_dispatch_mode(_MODES.FUNCTIONAL) is None
         and not torch._C._dispatch_tls_is_dispatch_key_included(torch._C.DispatchKey.PreDispatch)
         and not torch._C._is_tracing()
     )
 
 
-def takes_cpu_path(x: Tensor) -> bool:
-    """Whether operators on ``x`` are those of ``_cpu``."""
-    return x.is_cpu and not INTERPRETED
+def needs_differentiable_backward(*gradients: Tensor | None) -> bool:
+    """Whether the backward of a Function must consist of operators that PyTorch differentiates.
+
+    That is so for ``create_graph=True``, and for a batch of gradients in one backward.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return (
+        torch.is_grad_enabled()
+        or not is_plain_reverse_mode()
+        or any(x is not None and torch._C._functorch.is_legacy_batchedtensor(x) for x in gradients)
+    )
 
 
-def takes_kernels(x: Tensor) -> bool:
-    """Whether operators on ``x`` are Triton kernels."""
-    return x.device.type in TRITON_DEVICES or (x.is_cpu and INTERPRETED)
-
-
-def batch_first(
-    batch_size: int, in_dims: Sequence[int | None], *tensors: Tensor | None
-) -> list[Any]:
-    """The tensors that vmap passes, its axis first: expanded where a tensor had none."""
-    return [
-        tensor
-        if tensor is None
-        else tensor.expand(batch_size, *tensor.shape)
-        if in_dim is None
-        else tensor.movedim(in_dim, 0)
-        for tensor, in_dim in zip(tensors, in_dims, strict=True)
-    ]
+_MODES = torch._C._TorchDispatchModeKey
+# torch.compile asks when it traces, with the transforms of the traced code entered, and keeps the
+# answer. This is what torch.compiler.assume_constant_result does, whose import takes a second
+is_plain_reverse_mode._dynamo_marked_constant = True  # type: ignore[attr-defined]

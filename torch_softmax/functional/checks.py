@@ -1,16 +1,19 @@
 """Checks of what a user passes: each error names the argument, its need, and what came."""
 
 import math
+import numbers
+import operator
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
+from torch_softmax._layout import compute_dtype
 from torch_softmax._options import LossOptions, Reduction
+from torch_softmax.functional.kinds import is_strided
 
 REDUCTIONS = get_args(Reduction)
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-NUMBERS = (int, float)
 MIN_INT64, MAX_INT64 = -(2**63), 2**63 - 1
 FLOATING_NAMES = "float16, bfloat16, float32 or float64"
 # above what bfloat16 leaves of a sum of 1, and far below what logits passed by mistake have
@@ -23,6 +26,10 @@ class ArgumentTypeError(TypeError, RuntimeError):
 
 class ArgumentValueError(ValueError, RuntimeError):
     """An argument without a meaning; code that catches PyTorch's RuntimeError catches it too."""
+
+
+class ArgumentIndexError(IndexError, RuntimeError):
+    """An axis or class that does not exist; code that catches RuntimeError catches it too."""
 
 
 def check_tensor(function: str, argument: str, value: Any) -> None:
@@ -41,22 +48,63 @@ def check_floating(function: str, argument: str, tensor: Tensor) -> None:
         )
 
 
-def check_dim(function: str, input: Tensor, dim: int) -> None:
-    """Raise IndexError unless ``dim`` is an axis; a scalar counts as one axis."""
-    if isinstance(dim, bool) or not isinstance(dim, int):
-        raise ArgumentTypeError(f"{function} needs dim of type int, got {dim!r}")
+def as_dim(function: str, input: Tensor, dim: Any) -> int:
+    """``dim`` as an int, IndexError unless it is an axis; a scalar counts as one axis."""
+    dim = as_int(function, "dim", dim)
     axes = max(input.dim(), 1)
     if not -axes <= dim < axes:
         raise IndexError(f"{function} needs dim in [{-axes}, {axes}), got {dim}")
+    return dim
 
 
-def check_number(function: str, argument: str, value: Any) -> None:
-    """Raise TypeError unless ``value`` is a number, ValueError unless it is finite."""
-    if isinstance(value, bool) or not isinstance(value, NUMBERS):
+def as_int(function: str, argument: str, value: Any) -> int:
+    """An integer of any kind as an int: NumPy's, or a tensor with no axes."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise ArgumentTypeError(f"{function} needs {argument} of type int, got {value!r}") from None
+
+
+def as_number(function: str, argument: str, value: Any) -> float:
+    """A finite number of any kind as a float or int: NumPy's, or a tensor with no axes."""
+    if isinstance(value, Tensor) and value.dim() == 0 and not value.is_complex():
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ArgumentTypeError(f"{function} needs {argument} of type float, got {value!r}")
+    if not isinstance(value, (int, float)):
+        value = float(value)
     # math.isfinite stops torch.compile where the number is symbolic
     if not -math.inf < value < math.inf:
         raise ArgumentValueError(f"{function} needs {argument} to be finite, got {value}")
+    return value
+
+
+def check_strided(function: str, input: Tensor) -> None:
+    """Raise TypeError for a kind of tensor whose rows have no strides."""
+    if not is_strided(input):
+        raise ArgumentTypeError(
+            f"{function} needs input to be a strided tensor, got {_kind(input)}"
+        )
+
+
+def check_torch_options(
+    function: str, input: Tensor, options: LossOptions, denominator: Any, inplace: bool
+) -> None:
+    """Raise TypeError for options that PyTorch's function, which serves such input, lacks."""
+    _, _, _, *own_options = options
+    if own_options != [0, None, 1] or denominator is not None or inplace:
+        raise ArgumentTypeError(
+            f"{function} needs a strided input for z_loss, softcap, logit_scale, denominator and "
+            f"inplace, got {_kind(input)}"
+        )
+
+
+def _kind(x: Tensor) -> str:
+    return "a nested tensor" if x.is_nested else f"{type(x).__name__} of layout {x.layout}"
 
 
 def check_cross_entropy_tensors(
@@ -68,6 +116,10 @@ def check_cross_entropy_tensors(
     check_floating(function, "input", input)
     if input.dim() == 0:
         raise ArgumentValueError(f"{function} needs input to have a class axis, got a scalar")
+    if input.shape[min(input.dim() - 1, 1)] == 0:
+        raise ArgumentIndexError(
+            f"{function} needs input with at least one class, got shape {tuple(input.shape)}"
+        )
     if target.is_complex() or target.dtype == torch.bool:
         raise ArgumentTypeError(
             f"{function} needs target to be class indices of an integer type or probabilities, "
@@ -115,30 +167,57 @@ def check_device(function: str, argument: str, tensor: Tensor, input: Tensor) ->
         )
 
 
-def check_cross_entropy_options(function: str, options: LossOptions) -> None:
-    """Raise unless every option has a meaning."""
-    ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale = options
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
-        raise ArgumentTypeError(f"{function} needs ignore_index of type int, got {ignore_index!r}")
+def as_loss_options(
+    function: str,
+    ignore_index: Any,
+    reduction: Any,
+    label_smoothing: Any,
+    z_loss: Any,
+    softcap: Any,
+    logit_scale: Any,
+) -> LossOptions:
+    """The options as numbers, each of which has a meaning."""
+    ignore_index = as_int(function, "ignore_index", ignore_index)
     if not MIN_INT64 <= ignore_index <= MAX_INT64:
         raise ArgumentValueError(f"{function} needs ignore_index in int64, got {ignore_index}")
     if reduction not in REDUCTIONS:
         raise ArgumentValueError(
             f"{function} needs reduction to be 'mean', 'sum' or 'none', got {reduction!r}"
         )
-    check_number(function, "label_smoothing", label_smoothing)
+    label_smoothing = as_number(function, "label_smoothing", label_smoothing)
     if not 0 <= label_smoothing <= 1:
         raise ArgumentValueError(
             f"{function} needs label_smoothing in [0, 1], got {label_smoothing}"
         )
-    check_number(function, "z_loss", z_loss)
+    z_loss = as_number(function, "z_loss", z_loss)
     if z_loss < 0:
         raise ArgumentValueError(f"{function} needs z_loss of at least 0, got {z_loss}")
-    check_number(function, "logit_scale", logit_scale)
+    logit_scale = as_number(function, "logit_scale", logit_scale)
     if softcap is not None:
-        check_number(function, "softcap", softcap)
+        softcap = as_number(function, "softcap", softcap)
         if softcap <= 0:
             raise ArgumentValueError(f"{function} needs softcap above 0 or None, got {softcap}")
+    return LossOptions(ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale)
+
+
+def as_denominator(function: str, denominator: Any, reduction: str, input: Tensor) -> Tensor | None:
+    """The number that the mean divides by as a tensor beside ``input``; it is never read here."""
+    if denominator is None:
+        return None
+    if reduction != "mean":
+        raise ArgumentValueError(
+            f"{function} needs denominator=None for reduction={reduction!r}, got {denominator!r}"
+        )
+    if not isinstance(denominator, Tensor):
+        number = as_number(function, "denominator", denominator)
+        return torch.full((), number, dtype=compute_dtype(input.dtype), device=input.device)
+    if denominator.dim() or denominator.is_complex() or denominator.dtype == torch.bool:
+        raise ArgumentValueError(
+            f"{function} needs denominator to be a real number or a tensor with no axes, "
+            f"got shape {tuple(denominator.shape)} and {denominator.dtype}"
+        )
+    check_device(function, "denominator", denominator, input)
+    return denominator
 
 
 def check_count(function: str, argument: str, value: Any) -> None:

@@ -4,14 +4,20 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy as torch_cross_entropy
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from torch_softmax import _ops
 from torch_softmax._layout import collapse_batch_dims, compute_dtype
-from torch_softmax._options import LossOptions, Reduction
+from torch_softmax._options import Reduction
 from torch_softmax.functional.checks import (
-    check_cross_entropy_options,
+    as_denominator,
+    as_loss_options,
     check_cross_entropy_tensors,
+    check_strided,
+    check_torch_options,
 )
+from torch_softmax.functional.kinds import autocast_widens, is_strided
 
 
 class CrossEntropyStats(NamedTuple):
@@ -42,13 +48,15 @@ def cross_entropy(
     z_loss: float = 0.0,
     softcap: float | None = None,
     logit_scale: float = 1.0,
+    denominator: float | Tensor | None = None,
     inplace: bool = False,
 ) -> Tensor:
     """Cross-entropy of logits, as :func:`torch.nn.functional.cross_entropy` defines it.
 
     Softmax, logarithm, loss and gradient are one pass over the logits: no matrix of probabilities
-    is stored. With ``reduction="none"``, under torch.compile and for derivatives other than plain
-    reverse mode the gradient is a second pass. For a row with logits x, class t and weights w,
+    is stored. With ``reduction="none"`` and for float16 the gradient is a second pass; under
+    torch.func, in forward mode and for second derivatives PyTorch's own operators compute it. For a
+    row with logits x, class t and weights w,
 
         logits = softcap * tanh(logit_scale * x / softcap), or logit_scale * x without softcap
         lse = log(sum(exp(logits)))
@@ -74,6 +82,9 @@ def cross_entropy(
         z_loss: Factor of lse squared, which keeps logits from drifting (PaLM, 2022).
         softcap: Bound that logits approach and never pass (Gemma 2, 2024).
         logit_scale: Factor of the logits, an inverse temperature.
+        denominator: What the mean divides by instead of its own denominator, a number or a tensor
+            with no axes beside ``input``: the tokens of all micro-batches, say. It is not read on
+            the host. Only with ``reduction="mean"``.
         inplace: Whether the memory of ``input`` becomes its gradient, so that no other is taken:
             with this call, or with backward for ``reduction="none"``. A later use of ``input``
             raises in backward, as after any in-place operation; read it before. Without a gradient
@@ -92,12 +103,42 @@ def cross_entropy(
         >>> cross_entropy(torch.zeros(2, 4), torch.tensor([0, 3]))
         tensor(1.3863)
     """
-    options = LossOptions(ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale)
-    check_cross_entropy_options("cross_entropy", options)
-    check_cross_entropy_tensors("cross_entropy", input, target, weight, ignore_index)
+    if has_torch_function_variadic(input, target, weight, denominator):
+        loss: Tensor = handle_torch_function(
+            cross_entropy,
+            (input, target, weight, denominator),
+            input,
+            target,
+            weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            softcap=softcap,
+            logit_scale=logit_scale,
+            denominator=denominator,
+            inplace=inplace,
+        )
+        return loss
+    options = as_loss_options(
+        "cross_entropy", ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale
+    )
+    if isinstance(input, Tensor) and not is_strided(input):
+        check_torch_options("cross_entropy", input, options, denominator, inplace)
+        return torch_cross_entropy(
+            input,
+            target,
+            weight,
+            ignore_index=options.ignore_index,
+            reduction=options.reduction,
+            label_smoothing=options.label_smoothing,
+        )
+    check_cross_entropy_tensors("cross_entropy", input, target, weight, options.ignore_index)
+    denominator = as_denominator("cross_entropy", denominator, options.reduction, input)
     logits = _class_axis_last(_donated(input) if inplace else input)
     target = _class_axis_last(target) if target.is_floating_point() else target
-    return _ops.cross_entropy_loss(logits, target, weight, options, _loss_dtype(input), inplace)
+    args = (logits, target, weight, denominator, options, _loss_dtype(input))
+    return _ops.cross_entropy_loss(*args, inplace)
 
 
 def cross_entropy_with_stats(
@@ -111,6 +152,7 @@ def cross_entropy_with_stats(
     z_loss: float = 0.0,
     softcap: float | None = None,
     logit_scale: float = 1.0,
+    denominator: float | Tensor | None = None,
     inplace: bool = False,
 ) -> CrossEntropyStats:
     """:func:`cross_entropy`, and of each row the lse, entropy and prediction, from the same pass.
@@ -128,6 +170,7 @@ def cross_entropy_with_stats(
         z_loss: Touches ``loss`` alone.
         softcap: The statistics are those of the capped logits.
         logit_scale: The statistics are those of the scaled logits.
+        denominator: Touches ``loss`` alone.
         inplace: Whether the memory of ``input`` becomes its gradient.
 
     Returns:
@@ -142,15 +185,34 @@ def cross_entropy_with_stats(
         >>> cross_entropy_with_stats(torch.zeros(1, 4), torch.tensor([3])).entropy
         tensor([1.3863])
     """
+    if has_torch_function_variadic(input, target, weight, denominator):
+        stats: CrossEntropyStats = handle_torch_function(
+            cross_entropy_with_stats,
+            (input, target, weight, denominator),
+            input,
+            target,
+            weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            softcap=softcap,
+            logit_scale=logit_scale,
+            denominator=denominator,
+            inplace=inplace,
+        )
+        return stats
     name = "cross_entropy_with_stats"
-    options = LossOptions(ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale)
-    check_cross_entropy_options(name, options)
-    check_cross_entropy_tensors(name, input, target, weight, ignore_index)
+    options = as_loss_options(
+        name, ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale
+    )
+    check_cross_entropy_tensors(name, input, target, weight, options.ignore_index)
+    check_strided(name, input)
+    denominator = as_denominator(name, denominator, options.reduction, input)
     logits = _class_axis_last(_donated(input) if inplace else input)
     target = _class_axis_last(target) if target.is_floating_point() else target
-    loss, rows = _ops.composed_loss(
-        logits, target, weight, options, _loss_dtype(input), with_entropy=True, inplace=inplace
-    )
+    args = (logits, target, weight, denominator, options, _loss_dtype(input))
+    loss, rows = _ops.cross_entropy_with_rows(*args, True, inplace)
     return CrossEntropyStats(loss, rows.lse, rows.entropy, rows.prediction)
 
 
@@ -161,6 +223,11 @@ def _class_axis_last(x: Tensor) -> Tensor:
 def _donated(input: Tensor) -> Tensor:
     if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and input.requires_grad):
         return input
+    if input.retains_grad:
+        raise ValueError(
+            "cross_entropy needs inplace=False for input with retain_grad(): "
+            "the memory of input becomes its gradient"
+        )
     if collapse_batch_dims(_class_axis_last(input)) is None:
         raise ValueError(
             "cross_entropy needs inplace=False for input whose axes do not fold, "
@@ -176,7 +243,4 @@ def _donated(input: Tensor) -> Tensor:
 
 
 def _loss_dtype(input: Tensor) -> torch.dtype:
-    wide = compute_dtype(input.dtype)
-    if input.dtype == wide or torch.is_autocast_enabled(input.device.type):
-        return wide
-    return input.dtype
+    return compute_dtype(input.dtype) if autocast_widens(input) else input.dtype

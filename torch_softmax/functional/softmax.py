@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from torch_softmax import _ops
 from torch_softmax._layout import compute_dtype
@@ -9,17 +10,19 @@ from torch_softmax.functional.checks import (
     FLOATING,
     FLOATING_NAMES,
     ArgumentTypeError,
-    check_dim,
+    as_dim,
     check_floating,
     check_tensor,
 )
+from torch_softmax.functional.kinds import autocast_widens, is_strided
 
 
 def softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
     """Softmax along an axis, as :func:`torch.nn.functional.softmax` defines it.
 
     One kernel reads each row once (rows too long for a block twice) and writes it once, with
-    float32 arithmetic whatever is stored.
+    float32 arithmetic whatever the storage dtype. A nested, jagged, masked, sparse or mkldnn tensor
+    goes to PyTorch's function.
 
     Args:
         input: Logits, any shape; float16, bfloat16, float32 or float64, or anything with ``dtype``.
@@ -27,7 +30,7 @@ def softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor
         dtype: Type of the result; None keeps that of ``input``.
 
     Returns:
-        Probabilities, in the shape of ``input``.
+        Probabilities, contiguous, in the shape of ``input``.
 
     Raises:
         TypeError: ``input`` is no tensor, or it or ``dtype`` is not one of the four types.
@@ -38,10 +41,15 @@ def softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor
         tensor([[0.5000, 0.5000],
                 [0.2689, 0.7311]])
     """
+    if has_torch_function_unary(input):
+        result: Tensor = handle_torch_function(softmax, (input,), input, dim, dtype)
+        return result
+    check_tensor("softmax", "input", input)
+    if not is_strided(input):
+        return torch.softmax(input, dim, dtype)
+    dim = as_dim("softmax", input, dim)
     dtype = _softmax_dtype("softmax", input, dtype)
-    check_dim("softmax", input, dim)
-    y = _ops.softmax(_class_axis_last(input, dim, dtype), dtype)
-    return y.movedim(-1, dim).reshape(input.shape)
+    return _ops.softmax(_as_floating(input, dtype), dim, dtype)
 
 
 def log_softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -53,7 +61,7 @@ def log_softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Te
         dtype: As for :func:`softmax`.
 
     Returns:
-        Log-probabilities, in the shape of ``input``.
+        Log-probabilities, contiguous, in the shape of ``input``.
 
     Raises:
         TypeError: As for :func:`softmax`.
@@ -63,20 +71,22 @@ def log_softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Te
         >>> log_softmax(torch.zeros(1, 2), dim=1)
         tensor([[-0.6931, -0.6931]])
     """
+    if has_torch_function_unary(input):
+        result: Tensor = handle_torch_function(log_softmax, (input,), input, dim, dtype)
+        return result
+    check_tensor("log_softmax", "input", input)
+    if not is_strided(input):
+        return torch.log_softmax(input, dim, dtype)
+    dim = as_dim("log_softmax", input, dim)
     dtype = _softmax_dtype("log_softmax", input, dtype)
-    check_dim("log_softmax", input, dim)
-    y = _ops.log_softmax(_class_axis_last(input, dim, dtype), dtype)
-    return y.movedim(-1, dim).reshape(input.shape)
+    return _ops.log_softmax(_as_floating(input, dtype), dim, dtype)
 
 
-def _class_axis_last(input: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
-    x = input if input.dtype in FLOATING else input.to(dtype)
-    # a scalar is a row of one class
-    return x.movedim(dim, -1) if x.dim() else x.reshape(1)
+def _as_floating(input: Tensor, dtype: torch.dtype) -> Tensor:
+    return input if input.dtype in FLOATING else input.to(dtype)
 
 
 def _softmax_dtype(name: str, input: Tensor, dtype: torch.dtype | None) -> torch.dtype:
-    check_tensor(name, "input", input)
     if dtype is not None:
         if dtype not in FLOATING or input.is_complex():
             raise ArgumentTypeError(
@@ -86,5 +96,5 @@ def _softmax_dtype(name: str, input: Tensor, dtype: torch.dtype | None) -> torch
         return dtype
     check_floating(name, "input", input)
     # under autocast PyTorch widens softmax on a GPU, and leaves it as it is on a CPU
-    widened = input.device.type != "cpu" and torch.is_autocast_enabled(input.device.type)
-    return compute_dtype(input.dtype) if widened else input.dtype
+    widens = input.device.type != "cpu" and autocast_widens(input)
+    return compute_dtype(input.dtype) if widens else input.dtype

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch_softmax.functional.checks import (
     ArgumentTypeError,
     ArgumentValueError,
+    as_number,
     check_classified_rows,
-    check_number,
     check_tensor,
 )
 from torch_softmax.uncertainty import Prediction, predict
@@ -113,7 +113,7 @@ def find(
             f"classes, got {len(class_names)}"
         )
     if temperature is not None:
-        check_number("write_report", "temperature", temperature)
+        as_number("write_report", "temperature", temperature)
         if temperature <= 0:
             raise ArgumentValueError(f"write_report needs temperature above 0, got {temperature}")
     for epoch in history or ():

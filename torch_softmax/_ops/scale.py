@@ -1,0 +1,25 @@
+"""The factor of a gradient that was formed before its factor was known."""
+
+import torch
+from torch import Tensor
+
+from torch_softmax._ops.registration import refuse_derivatives, register
+
+scale_inplace = register("scale_inplace(Tensor(a!) x, Tensor factor) -> ()", lambda x, factor: None)
+
+torch.library.define("torch_softmax::scale", "(Tensor x, Tensor factor) -> Tensor")
+
+
+@torch.library.impl("torch_softmax::scale", "CompositeExplicitAutograd")
+def _(x: Tensor, factor: Tensor) -> Tensor:
+    refuse_derivatives("scale", (x, factor))
+    return x * factor
+
+
+@torch.library.register_fake("torch_softmax::scale")
+def _(x: Tensor, factor: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+torch.library.impl("torch_softmax::scale", "Autograd", torch.library.fallthrough_kernel)
+scale = torch.ops.torch_softmax.scale.default
