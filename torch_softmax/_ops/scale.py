@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from torch_softmax._ops.inductor import register_lowering
 from torch_softmax._ops.registration import refuse_derivatives, register
 
 scale_inplace = register("scale_inplace(Tensor(a!) x, Tensor factor) -> ()", lambda x, factor: None)
@@ -18,6 +19,7 @@ def _(x: Tensor, factor: Tensor) -> Tensor:
 
 @torch.library.register_fake("torch_softmax::scale")
 def _(x: Tensor, factor: Tensor) -> Tensor:
+    register_lowering()
     return torch.empty_like(x)
 
 

@@ -85,6 +85,7 @@ def as_number(function: str, argument: str, value: Any) -> float:
 
 def check_strided(function: str, input: Tensor) -> None:
     """Raise TypeError for a kind of tensor whose rows have no strides."""
+    check_tensor(function, "input", input)
     if not is_strided(input):
         raise ArgumentTypeError(
             f"{function} needs input to be a strided tensor, got {_kind(input)}"

@@ -206,8 +206,8 @@ def cross_entropy_with_stats(
     options = as_loss_options(
         name, ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale
     )
-    check_cross_entropy_tensors(name, input, target, weight, options.ignore_index)
     check_strided(name, input)
+    check_cross_entropy_tensors(name, input, target, weight, options.ignore_index)
     denominator = as_denominator(name, denominator, options.reduction, input)
     logits = _class_axis_last(_donated(input) if inplace else input)
     target = _class_axis_last(target) if target.is_floating_point() else target
