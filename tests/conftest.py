@@ -2,6 +2,9 @@ import os
 import tempfile
 from pathlib import Path
 
+# before PyTorch reads it: pytest-xdist fills the cores with workers, and the tensors are small
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 # before anything imports Triton, which binds it: without a GPU the kernels run interpreted
