@@ -1,7 +1,6 @@
 import pytest
 import torch
-
-from test_operators import OPERATORS, operator_arguments
+from test_registration import OPERATORS, operator_arguments
 
 # longer than a tile of these small tensors, so that a store without its mask ends in it
 MARGIN = 4096

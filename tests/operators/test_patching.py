@@ -14,7 +14,7 @@ from torch import nn
 import torch_softmax
 from torch_softmax import patching
 
-README = Path(__file__).parents[1] / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 LOGITS = torch.tensor([[0.5, -1.0, 2.0], [0.0, 0.3, 0.1]])
 TARGET = torch.tensor([2, 0])
 ORIGINALS = (F.cross_entropy, F.softmax, F.log_softmax, nn.CrossEntropyLoss)

@@ -14,7 +14,7 @@ from PIL import Image
 import torch_softmax
 from torch_softmax.report import canvas, charts, findings, page, pictures, write_report, writing
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE_SCRIPT = ROOT / "torch_softmax" / "report" / "page.js"
 NOTE = "drawn by a <test> & not measured"
 NAMES = ("cat", "dog", "</script><script>alert(1)</script>", "5 $ and \\frac$ {x} %s ${title}")
