@@ -30,11 +30,15 @@ KERNELS = [
     pytest.param("interpreted", marks=INTERPRETER_OFF),
     pytest.param("gpu", marks=[pytest.mark.gpu, NO_GPU]),
 ]
+# in place of the paths of `device`, where the CPU computes another way without a compiler
+with_and_without_compiler = pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("uncompiled", marks=NOT_COMPILED), *KERNELS], indirect=True
+)
 
 
-@pytest.fixture(params=["cpu", pytest.param("compiled", marks=NOT_COMPILED), *KERNELS])
+@pytest.fixture(params=["cpu", *KERNELS])
 def device(request, cpu_path, monkeypatch):
-    """Every path of the operators: the CPU's two, the kernels interpreted, those on a GPU."""
+    """The paths of the operators: the CPU's, the kernels interpreted, the kernels on a GPU."""
     return take_path(request.param, monkeypatch)
 
 
@@ -46,15 +50,20 @@ def kernel_device(request, cpu_path, monkeypatch):
 
 def take_path(path, monkeypatch):
     monkeypatch.setattr(registration, "INTERPRETED", path == "interpreted")
-    if path == "cpu":
+    if path == "uncompiled":
         monkeypatch.setattr(compiled_cross_entropy, "compiled", None)
     return torch.device("cuda" if path == "gpu" else "cpu")
+
+
+def runs_kernels(device):
+    """Whether the operators of this test run kernels for tensors on ``device``."""
+    return device.type != "cpu" or registration.INTERPRETED
 
 
 @pytest.fixture
 def not_compiled(monkeypatch):
     """The CPU's path as it is without a compiler."""
-    take_path("cpu", monkeypatch)
+    take_path("uncompiled", monkeypatch)
 
 
 @pytest.fixture(autouse=True)
