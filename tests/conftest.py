@@ -13,6 +13,7 @@ if not torch.cuda.is_available():
 
 import pytest
 from filelock import FileLock
+from triton.runtime.jit import KernelInterface
 
 from torch_softmax._cpu import compiled_cross_entropy
 from torch_softmax._ops import registration
@@ -34,6 +35,13 @@ KERNELS = [
 with_and_without_compiler = pytest.mark.parametrize(
     "device", ["cpu", pytest.param("uncompiled", marks=NOT_COMPILED), *KERNELS], indirect=True
 )
+
+
+def needs_gpus(count):
+    """Skip a test where there are fewer GPUs."""
+    found = torch.cuda.device_count()
+    skip = pytest.mark.skipif(found < count, reason=f"needs {count} GPUs, found {found}")
+    return lambda test: pytest.mark.gpu(skip(test))
 
 
 @pytest.fixture(params=["cpu", *KERNELS])
@@ -58,6 +66,23 @@ def take_path(path, monkeypatch):
 def runs_kernels(device):
     """Whether the operators of this test run kernels for tensors on ``device``."""
     return device.type != "cpu" or registration.INTERPRETED
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """Each kernel that is launched, with its constants."""
+    launched = []
+    subscript = KernelInterface.__getitem__
+
+    def recording(kernel, grid):
+        def launch(*args, **constants):
+            launched.append((kernel, constants))
+            return subscript(kernel, grid)(*args, **constants)
+
+        return launch
+
+    monkeypatch.setattr(KernelInterface, "__getitem__", recording)
+    return launched
 
 
 @pytest.fixture

@@ -60,12 +60,16 @@ def widened(x):
     return x.detach().double().requires_grad_(x.requires_grad)
 
 
-def assert_agrees(ours, theirs, *args, **options):
-    """Value and gradients are as accurate as ``theirs``, whose results in float64 are the truth."""
-    for actual, baseline, exact in zip(
+def assert_agrees(ours, theirs, *args, exact=None, **options):
+    """Value and gradients of ``ours`` are as accurate as those of ``theirs``.
+
+    The truth is ``exact`` in float64, which is ``theirs`` unless a module computes it.
+    """
+    wide_options = {name: widened(x) for name, x in options.items()}
+    for actual, baseline, truth in zip(
         value_and_gradients(ours, *args, **options),
         value_and_gradients(theirs, *args, **options),
-        value_and_gradients(theirs, *map(widened, args), **options),
+        value_and_gradients(exact or theirs, *map(widened, args), **wide_options),
         strict=True,
     ):
-        assert_as_accurate_as_torch(actual, baseline, exact)
+        assert_as_accurate_as_torch(actual, baseline, truth)

@@ -1,159 +1,9 @@
-"""What PyTorch asks of an operator besides values: derivatives, transforms, compilation."""
-
-from functools import partial
+"""The registered operators, called directly: PyTorch's checks, their definition, their bounds."""
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch.autograd import gradcheck, gradgradcheck
 
-import torch_softmax
 from torch_softmax import reference
-
-TARGET = torch.tensor([[3, -100], [0, 1], [2, 2]])
-WEIGHT = torch.tensor([0.5, 1.0, 1.5, 0.7], dtype=torch.double)
-
-
-def cross_entropy(library, x, weight=None, **options):
-    weight = None if weight is None else weight.to(x)
-    return library.cross_entropy(x, TARGET.to(x.device), weight, **options)
-
-
-def soft_cross_entropy(library, x, weight=None, **options):
-    """With target probabilities that are a function of the logits, so that they have a gradient."""
-    weight = None if weight is None else weight.to(x)
-    return library.cross_entropy(x, F.softmax(x.flip(1), 1), weight, **options)
-
-
-def statistics(library, x, **options):
-    stats = library.cross_entropy_with_stats(x, TARGET.to(x.device), **options)
-    return stats.loss.sum() + (stats.lse * stats.entropy).sum() + stats.entropy.square().sum()
-
-
-# each from logits of shape (3, 4, 2), with the operators of torch_softmax or of PyTorch
-FUNCTIONS = {
-    "softmax": lambda library, x: library.softmax(x, 1),
-    "log_softmax": lambda library, x: library.log_softmax(x, 1),
-    "cross_entropy": cross_entropy,
-    "weighted": partial(cross_entropy, weight=WEIGHT, reduction="sum"),
-    "smoothed": partial(cross_entropy, label_smoothing=0.2, reduction="none"),
-    "weighted and smoothed": partial(cross_entropy, weight=WEIGHT, label_smoothing=0.2),
-    "probabilities": partial(soft_cross_entropy, label_smoothing=0.2),
-    "weighted probabilities": partial(soft_cross_entropy, weight=WEIGHT, reduction="none"),
-}
-# these are torch_softmax's alone, and have no counterpart in PyTorch
-OWN_FUNCTIONS = {
-    "capped": partial(
-        cross_entropy, weight=WEIGHT, label_smoothing=0.2, z_loss=0.1, softcap=2.0, logit_scale=0.7
-    ),
-    "capped probabilities": partial(
-        soft_cross_entropy, label_smoothing=0.2, z_loss=0.1, softcap=2.0, logit_scale=0.7
-    ),
-    "statistics": statistics,
-    "capped statistics": partial(statistics, softcap=2.0, logit_scale=-1.5, reduction="none"),
-}
-
-
-@pytest.fixture(params=FUNCTIONS)
-def functions(request):
-    """The same function of logits by torch_softmax and by PyTorch."""
-    function = FUNCTIONS[request.param]
-    return partial(function, torch_softmax), partial(function, F)
-
-
-@pytest.fixture(params=FUNCTIONS | OWN_FUNCTIONS)
-def function(request):
-    return partial((FUNCTIONS | OWN_FUNCTIONS)[request.param], torch_softmax)
-
-
-@pytest.fixture
-def x(device):
-    return torch.randn(3, 4, 2, dtype=torch.double, device=device, requires_grad=True)
-
-
-def test_gradients_of_every_order_and_mode_are_right(function, x):
-    # fast mode probes random directions: a kernel interpreted per element would take minutes
-    gradcheck(function, x, fast_mode=True, check_forward_ad=True)
-    gradgradcheck(function, x, fast_mode=True, check_fwd_over_rev=True, check_rev_over_rev=True)
-
-
-def test_batched_gradients_are_right(function):
-    x = torch.randn(3, 4, 2, dtype=torch.double, requires_grad=True)
-    gradcheck(
-        function,
-        x,
-        check_forward_ad=True,
-        check_batched_grad=True,
-        check_batched_forward_grad=True,
-    )
-
-
-@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.hessian, torch.func.jacrev])
-def test_function_transforms_agree_with_torch(transform, functions, x):
-    actual, expected = (
-        transform(lambda x, function=function: function(x).square().sum())(x.detach())
-        for function in functions
-    )
-    torch.testing.assert_close(actual, expected)
-
-
-def test_vmap_agrees_with_a_loop(function, device):
-    x = torch.randn(2, 3, 4, 2, 5, dtype=torch.double, device=device)
-    for in_dim, size in ((0, 2), (-1, 5)):
-        samples = x[..., 0] if in_dim == 0 else x[0]
-        expected = torch.stack([function(samples.select(in_dim, i)) for i in range(size)])
-        torch.testing.assert_close(torch.func.vmap(function, in_dims=in_dim)(samples), expected)
-
-
-def test_vmap_takes_a_weight_per_sample(device):
-    logits = torch.randn(3, 5, 4, dtype=torch.double, device=device)
-    target = torch.randint(4, (5,), device=device)
-    weight = torch.rand(3, 4, dtype=torch.double, device=device)
-
-    def gradient(logits, weight):
-        return torch.func.grad(
-            lambda x: torch_softmax.cross_entropy(x, target, weight, label_smoothing=0.1)
-        )(logits)
-
-    actual = torch.func.vmap(gradient)(logits, weight)
-    expected = torch.stack([gradient(*pair) for pair in zip(logits, weight, strict=True)])
-    torch.testing.assert_close(actual, expected)
-
-
-def test_per_sample_gradients_agree_with_a_loop(device):
-    logits = torch.randn(5, 4, dtype=torch.double, device=device)
-    target = torch.tensor([0, 3, -100, 1, 2], device=device)
-
-    def loss(logits, target):
-        return torch_softmax.cross_entropy(logits, target, reduction="sum")
-
-    actual = torch.func.vmap(torch.func.grad(loss))(logits, target)
-    expected = torch.func.grad(loss)(logits, target)
-    torch.testing.assert_close(actual, expected)
-
-
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_compile_makes_one_graph_with_the_same_results(function, dynamic, device):
-    torch._dynamo.reset()
-    compiled = torch.compile(function, fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    x = torch.randn(3, 4, 2, device=device, requires_grad=True)
-    results = []
-    for f in (compiled, function):
-        y = f(x)
-        results.append((y, *torch.autograd.grad(y.square().sum(), x)))
-    torch.testing.assert_close(*results)
-
-
-def test_compile_with_inductor_gives_the_same_results():
-    torch._dynamo.reset()
-    function = partial(FUNCTIONS["weighted and smoothed"], torch_softmax)
-    x = torch.randn(3, 4, 2, requires_grad=True)
-    results = []
-    for f in (torch.compile(function, fullgraph=True), function):
-        y = f(x)
-        results.append((y, *torch.autograd.grad(y, x)))
-    torch.testing.assert_close(*results)
-
 
 OPERATORS = torch.ops.torch_softmax
 
@@ -239,3 +89,51 @@ def test_reference_defines_what_the_kernels_compute(kernel_device):
                 getattr(reference, name)(*arguments),
                 check_stride=False,
             )
+
+
+# longer than a tile of these small tensors, so that a store without its mask ends in it
+MARGIN = 4096
+CANARY = 77
+NAMES = tuple(operator_arguments("cpu"))
+
+
+@pytest.fixture
+def margins(monkeypatch):
+    """Let results lie between margins, and return those."""
+    buffers = []
+
+    def between_margins(allocate):
+        def allocate_between_margins(*args, **kwargs):
+            plain = allocate(*args, **kwargs)
+            size = plain.untyped_storage().nbytes() // plain.element_size()
+            buffer = torch.full(
+                (size + 2 * MARGIN,), CANARY, dtype=plain.dtype, device=plain.device
+            )
+            buffers.append(buffer)
+            return buffer.as_strided(plain.size(), plain.stride(), MARGIN)
+
+        return allocate_between_margins
+
+    monkeypatch.setattr(torch, "empty", between_margins(torch.empty))
+    monkeypatch.setattr(torch, "empty_like", between_margins(torch.empty_like))
+    return buffers
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith("inplace")])
+def test_kernels_write_nothing_beside_their_results(name, kernel_device, margins):
+    for arguments in operator_arguments(kernel_device)[name]:
+        getattr(OPERATORS, name)(*arguments)
+    for buffer in margins:
+        assert (buffer[:MARGIN] == CANARY).all() and (buffer[-MARGIN:] == CANARY).all()
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("inplace")])
+def test_kernels_overwrite_nothing_beside_their_rows(name, kernel_device):
+    for x, *others in operator_arguments(kernel_device)[name]:
+        buffer = torch.full((40, 50, 90), float(CANARY), device=kernel_device)
+        inside = buffer[20:22, 20:23, 40:45]
+        inside.copy_(x)
+        getattr(OPERATORS, name)(inside, *others)
+        assert not torch.equal(inside, x)
+        inside.fill_(CANARY)
+        assert (buffer == CANARY).all()

@@ -100,17 +100,6 @@ def test_softmax_of_the_worked_example():
     torch.testing.assert_close(probabilities.sum(), torch.tensor(1.0))
 
 
-@each_operator_of_dim
-def test_softmax_module_computes_the_function(operator, torch_operator):
-    module = {
-        "softmax": torch_softmax.Softmax(dim=1),
-        "log_softmax": torch_softmax.LogSoftmax(dim=1),
-    }[operator.__name__]
-    x = torch.randn(3, 4)
-    assert torch.equal(module(x), operator(x, 1))
-    assert repr(module) == f"{type(module).__name__}(dim=1)"
-
-
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
