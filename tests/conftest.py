@@ -15,33 +15,7 @@ import pytest
 from filelock import FileLock
 from triton.runtime.jit import KernelInterface
 
-from torch_softmax._cpu import compiled_cross_entropy
-from torch_softmax._ops import registration
-
-NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm GPU")
-INTERPRETER_OFF = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") != "1",
-    reason="needs TRITON_INTERPRET=1, which is left off where a GPU runs the kernels",
-)
-NOT_COMPILED = pytest.mark.skipif(
-    compiled_cross_entropy.compiled is None,
-    reason="needs torch_softmax._cpu.compiled: pip install -e . with a C compiler",
-)
-KERNELS = [
-    pytest.param("interpreted", marks=INTERPRETER_OFF),
-    pytest.param("gpu", marks=[pytest.mark.gpu, NO_GPU]),
-]
-# in place of the paths of `device`, where the CPU computes another way without a compiler
-with_and_without_compiler = pytest.mark.parametrize(
-    "device", ["cpu", pytest.param("uncompiled", marks=NOT_COMPILED), *KERNELS], indirect=True
-)
-
-
-def needs_gpus(count):
-    """Skip a test where there are fewer GPUs."""
-    found = torch.cuda.device_count()
-    skip = pytest.mark.skipif(found < count, reason=f"needs {count} GPUs, found {found}")
-    return lambda test: pytest.mark.gpu(skip(test))
+from devices import KERNELS, take_path
 
 
 @pytest.fixture(params=["cpu", *KERNELS])
@@ -54,18 +28,6 @@ def device(request, cpu_path, monkeypatch):
 def kernel_device(request, cpu_path, monkeypatch):
     """The paths that run the kernels."""
     return take_path(request.param, monkeypatch)
-
-
-def take_path(path, monkeypatch):
-    monkeypatch.setattr(registration, "INTERPRETED", path == "interpreted")
-    if path == "uncompiled":
-        monkeypatch.setattr(compiled_cross_entropy, "compiled", None)
-    return torch.device("cuda" if path == "gpu" else "cpu")
-
-
-def runs_kernels(device):
-    """Whether the operators of this test run kernels for tensors on ``device``."""
-    return device.type != "cpu" or registration.INTERPRETED
 
 
 @pytest.fixture
@@ -94,7 +56,7 @@ def not_compiled(monkeypatch):
 @pytest.fixture(autouse=True)
 def cpu_path(monkeypatch):
     """A test that asks for no device runs as on a machine whose environment says nothing."""
-    monkeypatch.setattr(registration, "INTERPRETED", False)
+    take_path("cpu", monkeypatch)
 
 
 @pytest.fixture(autouse=True)
@@ -107,9 +69,9 @@ def poison_uninitialized_memory():
 
 @pytest.fixture
 def gigabytes():
-    """Many of them, which a GPU has for one test at a time: pytest-xdist may run others beside it.
+    """Gigabytes of a GPU, for one test at a time: other workers may run tests that need them too.
 
-    On a CPU memory that nobody touches is none.
+    On a CPU memory that nobody touches costs nothing.
     """
     if not torch.cuda.is_available():
         yield

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import torch_softmax
-from conftest import needs_gpus
+from devices import needs_gpus
 from numerics import value_and_gradients
 from operator_pairs import each_operator, some_classes
 

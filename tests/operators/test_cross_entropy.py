@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import torch_softmax
-from conftest import with_and_without_compiler
+from devices import with_and_without_compiler
 from numerics import DTYPES, value_and_gradients
 from operator_pairs import assert_cross_entropy_agrees
 from pairwise import pairwise

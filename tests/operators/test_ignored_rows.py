@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import torch_softmax
-from conftest import with_and_without_compiler
+from devices import with_and_without_compiler
 from numerics import value_and_gradients
 from operator_pairs import assert_cross_entropy_agrees, some_classes
 from pairwise import pairwise

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import torch_softmax
-from conftest import with_and_without_compiler
+from devices import with_and_without_compiler
 
 LAYOUTS = {
     "matrix": lambda x: x,

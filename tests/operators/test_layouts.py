@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import torch_softmax
-from conftest import needs_gpus, with_and_without_compiler
+from devices import needs_gpus, with_and_without_compiler
 from numerics import assert_agrees, value_and_gradients
 from operator_pairs import SOFTMAX, assert_cross_entropy_agrees, each_operator, some_classes
 

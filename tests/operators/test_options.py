@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import torch_softmax
-from conftest import with_and_without_compiler
+from devices import with_and_without_compiler
 from numerics import assert_agrees
 from operator_pairs import cross_entropy_definition, softcapped, some_classes
 from pairwise import pairwise

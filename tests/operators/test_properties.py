@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import torch_softmax
-from conftest import runs_kernels
+from devices import runs_kernels
 from numerics import DTYPES, value_and_gradients
 from strategies import IMAGES, SEEDS, SHAPES, SPREADS, WIDE, Rows, property_of, slow_property_of
 
