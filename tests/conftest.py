@@ -2,6 +2,9 @@ import os
 import tempfile
 from pathlib import Path
 
+# before PyTorch reads it: pytest-xdist fills the cores with workers, and the tensors are small
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 # before anything imports Triton, which binds it: without a GPU the kernels run interpreted
@@ -10,28 +13,14 @@ if not torch.cuda.is_available():
 
 import pytest
 from filelock import FileLock
+from triton.runtime.jit import KernelInterface
 
-from torch_softmax._cpu import compiled_cross_entropy
-from torch_softmax._ops import registration
-
-NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm GPU")
-INTERPRETER_OFF = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") != "1",
-    reason="needs TRITON_INTERPRET=1, which is left off where a GPU runs the kernels",
-)
-NOT_COMPILED = pytest.mark.skipif(
-    compiled_cross_entropy.compiled is None,
-    reason="needs torch_softmax._cpu.compiled: pip install -e . with a C compiler",
-)
-KERNELS = [
-    pytest.param("interpreted", marks=INTERPRETER_OFF),
-    pytest.param("gpu", marks=[pytest.mark.gpu, NO_GPU]),
-]
+from devices import KERNELS, take_path
 
 
-@pytest.fixture(params=["cpu", pytest.param("compiled", marks=NOT_COMPILED), *KERNELS])
+@pytest.fixture(params=["cpu", *KERNELS])
 def device(request, cpu_path, monkeypatch):
-    """Every path of the operators: the CPU's two, the kernels interpreted, those on a GPU."""
+    """The paths of the operators: the CPU's, the kernels interpreted, the kernels on a GPU."""
     return take_path(request.param, monkeypatch)
 
 
@@ -41,23 +30,33 @@ def kernel_device(request, cpu_path, monkeypatch):
     return take_path(request.param, monkeypatch)
 
 
-def take_path(path, monkeypatch):
-    monkeypatch.setattr(registration, "INTERPRETED", path == "interpreted")
-    if path == "cpu":
-        monkeypatch.setattr(compiled_cross_entropy, "compiled", None)
-    return torch.device("cuda" if path == "gpu" else "cpu")
+@pytest.fixture
+def launches(monkeypatch):
+    """Each kernel that is launched, with its constants."""
+    launched = []
+    subscript = KernelInterface.__getitem__
+
+    def recording(kernel, grid):
+        def launch(*args, **constants):
+            launched.append((kernel, constants))
+            return subscript(kernel, grid)(*args, **constants)
+
+        return launch
+
+    monkeypatch.setattr(KernelInterface, "__getitem__", recording)
+    return launched
 
 
 @pytest.fixture
 def not_compiled(monkeypatch):
     """The CPU's path as it is without a compiler."""
-    take_path("cpu", monkeypatch)
+    take_path("uncompiled", monkeypatch)
 
 
 @pytest.fixture(autouse=True)
 def cpu_path(monkeypatch):
     """A test that asks for no device runs as on a machine whose environment says nothing."""
-    monkeypatch.setattr(registration, "INTERPRETED", False)
+    take_path("cpu", monkeypatch)
 
 
 @pytest.fixture(autouse=True)
@@ -70,9 +69,9 @@ def poison_uninitialized_memory():
 
 @pytest.fixture
 def gigabytes():
-    """Many of them, which a GPU has for one test at a time: pytest-xdist may run others beside it.
+    """Gigabytes of a GPU, for one test at a time: other workers may run tests that need them too.
 
-    On a CPU memory that nobody touches is none.
+    On a CPU memory that nobody touches costs nothing.
     """
     if not torch.cuda.is_available():
         yield

@@ -30,3 +30,46 @@ def assert_as_accurate_as_torch(actual: Tensor, baseline: Tensor, exact: Tensor)
     allowed = 2 * (baseline_error + rounding * exact.abs().max())
     error = (actual.double() - exact).abs().max()
     assert error <= allowed, f"error {error:.2e} exceeds {allowed:.2e}"
+
+
+def value_and_gradients(function, x, *args, **options):
+    """``y = function(x, *args, **options)`` and its gradients.
+
+    They are those of ``x`` and of each further argument that requires one. The upstream gradient of
+    a scalar is 1, of others a different number for each element, of both signs, whose sum does not
+    cancel.
+    """
+
+    def leaf(arg):
+        return arg.detach().requires_grad_() if needs_gradient(arg) else arg
+
+    x, args = x.detach().requires_grad_(), [leaf(arg) for arg in args]
+    y = function(x, *args, **options)
+    dy = 1.5 * torch.arange(y.numel(), device=y.device).view(y.shape).cos() - 0.5
+    return y.detach(), *torch.autograd.grad(y, [x, *filter(needs_gradient, args)], dy.to(y))
+
+
+def needs_gradient(x):
+    return isinstance(x, Tensor) and x.requires_grad
+
+
+def widened(x):
+    """``x`` in float64 if it is a floating-point tensor."""
+    if not (isinstance(x, Tensor) and x.is_floating_point()):
+        return x
+    return x.detach().double().requires_grad_(x.requires_grad)
+
+
+def assert_agrees(ours, theirs, *args, exact=None, **options):
+    """Value and gradients of ``ours`` are as accurate as those of ``theirs``.
+
+    The truth is ``exact`` in float64, which is ``theirs`` unless a module computes it.
+    """
+    wide_options = {name: widened(x) for name, x in options.items()}
+    for actual, baseline, truth in zip(
+        value_and_gradients(ours, *args, **options),
+        value_and_gradients(theirs, *args, **options),
+        value_and_gradients(exact or theirs, *map(widened, args), **wide_options),
+        strict=True,
+    ):
+        assert_as_accurate_as_torch(actual, baseline, truth)

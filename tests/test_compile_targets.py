@@ -10,6 +10,9 @@ import pytest
 
 from compile_kernels import CASES, OPERATIONS
 
+# in one worker, as all of them read what one fixture compiles
+pytestmark = pytest.mark.xdist_group("compile_targets")
+
 ROOT = Path(__file__).parents[1]
 COMPILE_KERNELS = ROOT / "tests" / "compile_kernels.py"
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import torch_softmax
-from conftest import NOT_COMPILED
+from devices import NOT_COMPILED
 from numerics import assert_as_accurate_as_torch
 from torch_softmax._cpu import compiled_cross_entropy
 from torch_softmax.benchmark.memory import peak_bytes_on_cpu

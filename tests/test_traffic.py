@@ -6,7 +6,7 @@ from torch_softmax._kernels.tiling import cdiv
 from triton.runtime.interpreter import InterpreterBuilder
 
 import torch_softmax
-from conftest import INTERPRETER_OFF
+from devices import INTERPRETER_OFF
 from torch_softmax._ops import registration
 
 pytestmark = INTERPRETER_OFF

@@ -13,7 +13,8 @@ from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
 from torch.utils._pytree import tree_map
 
 import torch_softmax
-from numerics import assert_as_accurate_as_torch
+from numerics import assert_agrees
+from pairwise import covering
 
 OPERATORS = {
     "softmax": torch_softmax.softmax,
@@ -66,10 +67,36 @@ def op_cases():
 
 def module_cases():
     return [
-        pytest.param(info, index, id=f"{info.formatted_name}-{index}-{sample.desc}")
+        (info, index, sample)
         for info in MODULE_INFOS
         for index, sample in enumerate(module_samples(info, torch.double))
     ]
+
+
+def module_settings(case):
+    """What a sample of a module asks for, beside its numbers."""
+    info, _, sample = case
+    input, *target = sample.forward_input.args
+    options = sample.constructor_input.kwargs
+    return (
+        info.name,
+        input.dim(),
+        bool(target) and target[0].is_floating_point(),
+        options.get("reduction", "mean"),
+        options.get("weight") is not None,
+        options.get("label_smoothing", 0.0) > 0,
+        options.get("ignore_index", -100) != -100,
+    )
+
+
+def each_module_sample(cases):
+    return pytest.mark.parametrize(
+        ("info", "index"),
+        [
+            pytest.param(info, index, id=f"{info.formatted_name}-{index}-{sample.desc}")
+            for info, index, sample in cases
+        ],
+    )
 
 
 def error_cases():
@@ -81,7 +108,6 @@ def error_cases():
 
 
 each_op_sample = pytest.mark.parametrize(("info", "index"), op_cases())
-each_module_sample = pytest.mark.parametrize(("info", "index"), module_cases())
 
 
 def test_conformance_collections_hold_samples():
@@ -110,31 +136,6 @@ def differentiable(function, sample):
     return of_inputs, tuple(arguments[i] for i in places)
 
 
-def value_and_gradients(function, sample):
-    of_inputs, inputs = differentiable(function, sample)
-    y = of_inputs(*inputs)
-    # a different number for each element, the same in every dtype
-    dy = torch.arange(1, 1 + y.numel(), device=y.device).view(y.shape).cos().to(y.dtype)
-    return (y.detach(), *torch.autograd.grad(y, inputs, dy))
-
-
-def assert_conforms(ours, theirs, exact, sample):
-    """Value and gradients of ``ours`` are those of ``theirs``, measured by ``exact`` in float64."""
-    for actual, baseline, truth in zip(
-        value_and_gradients(ours, sample),
-        value_and_gradients(theirs, sample),
-        value_and_gradients(exact, tree_map(widened, sample)),
-        strict=True,
-    ):
-        assert_as_accurate_as_torch(actual, baseline, truth)
-
-
-def widened(x):
-    if not (isinstance(x, Tensor) and x.is_floating_point()):
-        return x
-    return x.detach().double().requires_grad_(x.requires_grad)
-
-
 def on_device(sample, device):
     def moved(x):
         return x.detach().to(device).requires_grad_(x.requires_grad) if torch.is_tensor(x) else x
@@ -145,13 +146,15 @@ def on_device(sample, device):
 @each_op_sample
 def test_conformance_op_sample_has_torchs_value_and_gradients(info, index):
     sample = op_samples(info, torch.double)[index]
-    assert_conforms(OPERATORS[info.name], info.op, info.op, sample)
+    *arguments, options = sample
+    assert_agrees(OPERATORS[info.name], info.op, *arguments, **options)
 
 
 @each_op_sample
 def test_conformance_op_sample_has_them_from_the_kernels(info, index, kernel_device):
     sample = on_device(op_samples(info, torch.float)[index], kernel_device)
-    assert_conforms(OPERATORS[info.name], info.op, info.op, sample)
+    *arguments, options = sample
+    assert_agrees(OPERATORS[info.name], info.op, *arguments, **options)
 
 
 def fast_mode(inputs):
@@ -200,14 +203,15 @@ def forward_arguments(sample):
     return (*sample.forward_input.args, sample.forward_input.kwargs)
 
 
-@each_module_sample
+@each_module_sample(module_cases())
 def test_conformance_module_sample_has_torchs_value_and_gradients(info, index):
     sample = module_samples(info, torch.double)[index]
     ours, theirs = ours_and_theirs(info, sample)
-    assert_conforms(ours, theirs, theirs, forward_arguments(sample))
+    *arguments, options = forward_arguments(sample)
+    assert_agrees(ours, theirs, *arguments, **options)
 
 
-@each_module_sample
+@each_module_sample(covering(module_cases(), module_settings))
 def test_conformance_module_sample_has_them_from_the_kernels(info, index, kernel_device):
     sample = module_samples(info, torch.float)[index]
     modules = [*ours_and_theirs(info, sample), ours_and_theirs(info, sample)[1].double()]
@@ -216,16 +220,8 @@ def test_conformance_module_sample_has_them_from_the_kernels(info, index, kernel
             # of either sign they nearly cancel in a sum, which a GPU's order makes all rounding
             module.weight.abs_()
     ours, theirs, exact = (module.to(kernel_device) for module in modules)
-    assert_conforms(ours, theirs, exact, on_device(forward_arguments(sample), kernel_device))
-
-
-@each_module_sample
-def test_conformance_module_sample_has_right_gradients_of_every_order(info, index):
-    sample = module_samples(info, torch.double)[index]
-    ours, _ = ours_and_theirs(info, sample)
-    function, inputs = differentiable(ours, forward_arguments(sample))
-    gradcheck(function, inputs, fast_mode=True, check_forward_ad=True)
-    gradgradcheck(function, inputs, fast_mode=True, check_fwd_over_rev=True)
+    *arguments, options = on_device(forward_arguments(sample), kernel_device)
+    assert_agrees(ours, theirs, *arguments, exact=exact, **options)
 
 
 @pytest.mark.parametrize(("info", "index"), error_cases())

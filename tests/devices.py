@@ -1,0 +1,47 @@
+"""The paths that the operators take in a test, and where each of them can be tested."""
+
+import os
+
+import pytest
+import torch
+
+from torch_softmax._cpu import compiled_cross_entropy
+from torch_softmax._ops import registration
+
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm GPU")
+INTERPRETER_OFF = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1",
+    reason="needs TRITON_INTERPRET=1, which is left off where a GPU runs the kernels",
+)
+NOT_COMPILED = pytest.mark.skipif(
+    compiled_cross_entropy.compiled is None,
+    reason="needs torch_softmax._cpu.compiled: pip install -e . with a C compiler",
+)
+KERNELS = [
+    pytest.param("interpreted", marks=INTERPRETER_OFF),
+    pytest.param("gpu", marks=[pytest.mark.gpu, NO_GPU]),
+]
+# in place of the paths of `device`, where the CPU computes another way without a compiler
+with_and_without_compiler = pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("uncompiled", marks=NOT_COMPILED), *KERNELS], indirect=True
+)
+
+
+def needs_gpus(count):
+    """Skip a test where there are fewer GPUs."""
+    found = torch.cuda.device_count()
+    skip = pytest.mark.skipif(found < count, reason=f"needs {count} GPUs, found {found}")
+    return lambda test: pytest.mark.gpu(skip(test))
+
+
+def take_path(path, monkeypatch):
+    """Let the operators take a path, for the length of a test, and return its device."""
+    monkeypatch.setattr(registration, "INTERPRETED", path == "interpreted")
+    if path == "uncompiled":
+        monkeypatch.setattr(compiled_cross_entropy, "compiled", None)
+    return torch.device("cuda" if path == "gpu" else "cpu")
+
+
+def runs_kernels(device):
+    """Whether the operators of this test run kernels for tensors on ``device``."""
+    return device.type != "cpu" or registration.INTERPRETED

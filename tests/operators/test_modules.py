@@ -1,0 +1,50 @@
+"""Modules: PyTorch's arguments, and the functions' results."""
+
+import inspect
+
+import pytest
+import torch
+from torch import nn
+
+import torch_softmax
+
+
+def test_modules_take_torchs_arguments_by_position_and_name():
+    theirs = inspect.signature(nn.CrossEntropyLoss).parameters
+    ours = inspect.signature(torch_softmax.CrossEntropyLoss).parameters
+    assert list(ours)[: len(theirs)] == list(theirs)
+    assert all(ours[name].default == theirs[name].default for name in theirs)
+    assert isinstance(torch_softmax.CrossEntropyLoss(), nn.CrossEntropyLoss)
+    assert isinstance(torch_softmax.Softmax(1), nn.Softmax)
+    assert isinstance(torch_softmax.LogSoftmax(1), nn.LogSoftmax)
+
+
+@pytest.mark.parametrize(
+    ("module", "function"),
+    [
+        (torch_softmax.Softmax, torch_softmax.softmax),
+        (torch_softmax.LogSoftmax, torch_softmax.log_softmax),
+    ],
+)
+def test_softmax_module_computes_the_function(module, function):
+    x = torch.randn(3, 4)
+    assert torch.equal(module(dim=1)(x), function(x, 1))
+    assert repr(module(dim=1)) == f"{module.__name__}(dim=1)"
+
+
+def test_cross_entropy_module_computes_the_function():
+    weight = torch.rand(4)
+    module = torch_softmax.CrossEntropyLoss(
+        weight, ignore_index=1, reduction="sum", label_smoothing=0.1
+    )
+    logits, target = torch.randn(5, 4), torch.tensor([0, 1, 2, 3, 3])
+    expected = torch_softmax.cross_entropy(
+        logits, target, weight, ignore_index=1, reduction="sum", label_smoothing=0.1
+    )
+    assert torch.equal(module(logits, target), expected)
+    assert torch.equal(module.state_dict()["weight"], weight)
+    assert isinstance(module, torch.nn.CrossEntropyLoss)
+    assert repr(module) == (
+        "CrossEntropyLoss(ignore_index=1, reduction='sum', label_smoothing=0.1, "
+        "z_loss=0.0, softcap=None, logit_scale=1.0, inplace=False)"
+    )
