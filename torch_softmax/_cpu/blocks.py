@@ -1,9 +1,8 @@
-"""Blocks of rows, and what PyTorch computes of each row in the fastest way."""
+"""Blocks of rows."""
 
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from torch_softmax._layout import collapse_batch_dims
@@ -11,12 +10,6 @@ from torch_softmax._layout import collapse_batch_dims
 # 4 MiB of float32, which the third-level cache holds beside the block's input: of 2**16 to 2**22
 # the fastest for 60000 x 10, 8192 x 1000, 1024 x 32000 and 8 x 21 x 256 x 256, on one core and two
 BLOCK_ELEMENTS = 2**20
-
-# PyTorch's reductions start anew for every row, and pooling and matrix products do not: measured
-# on 60000 x 10 at a half of the time
-MAX_POOLED_CLASSES = 16
-MAX_MULTIPLIED_CLASSES = 32
-MIN_ROWS = 1024
 
 
 def fits_a_block(matrix: Tensor) -> bool:
@@ -43,19 +36,3 @@ def row_blocks(matrix: Tensor, *others: Tensor | None) -> Iterator[tuple[Any, ..
                 None if t is None else t[outer : outer + outer_in_block, row : row + rows_in_block]
                 for t in tensors
             )
-
-
-def row_max(x: Tensor) -> Tensor:
-    """Largest element of each row, with an axis of length 1."""
-    n_cols = x.shape[-1]
-    if n_cols > MAX_POOLED_CLASSES or x.numel() < MIN_ROWS * n_cols or not x.is_contiguous():
-        return x.amax(-1, keepdim=True)
-    return torch.max_pool1d(x.view(1, 1, -1), n_cols, n_cols).view(*x.shape[:-1], 1)
-
-
-def row_sum(x: Tensor) -> Tensor:
-    """Sum of each row, with an axis of length 1."""
-    n_cols = x.shape[-1]
-    if n_cols > MAX_MULTIPLIED_CLASSES or x.numel() < MIN_ROWS * n_cols or not x.is_contiguous():
-        return x.sum(-1, keepdim=True)
-    return x @ x.new_ones(n_cols, 1)

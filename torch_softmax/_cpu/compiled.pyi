@@ -1,23 +1,61 @@
 from torch import Tensor
 
-def cross_entropy(
+# Logits and tensors of their shape have up to three axes, the classes last. A target is contiguous
+# int64, one class of each row, or floating probabilities in the shape of logits. Tensors of one
+# element for each row are contiguous and float32, float64 for float64; their sizes are not checked.
+# An int that is returned is a target that is no class; then nothing has been written.
+
+def cross_entropy_loss(
     logits: Tensor,
     dlogits: Tensor | None,
     target: Tensor,
-    class_weight: Tensor | None,
+    weight: Tensor | None,
+    denominator: float | None,
     ignore_index: int,
     is_mean: bool,
     label_smoothing: float,
     z_loss: float,
+    softcap: float | None,
+    logit_scale: float,
     n_threads: int,
     /,
 ) -> float | int:
-    """The loss; or, as an int, a target that is no class, and nothing has been written.
+    """The loss; its gradient goes to dlogits, which may be logits."""
 
-    Logits and dlogits, of one dtype and shape, have up to three axes, the classes last. The others
-    are contiguous, and their dtypes and shapes are not checked: an int64 target of each row, and a
-    float32 weight of each class.
-    """
+def cross_entropy_forward(
+    logits: Tensor,
+    target: Tensor,
+    class_weight: Tensor | None,
+    logit_scale: float,
+    softcap: float | None,
+    nll: Tensor,
+    smooth: Tensor,
+    target_weight: Tensor,
+    lse: Tensor,
+    entropy: Tensor,
+    prediction: Tensor,
+    softmax_stats: Tensor,
+    n_threads: int,
+    /,
+) -> int | None:
+    """The losses and statistics of each row; an output without elements is left out."""
 
-def rows_at_once(logits: Tensor, dlogits: Tensor | None, /) -> int:
-    """Rows that a thread takes at once; one, where their classes make up vectors."""
+def cross_entropy_backward(
+    logits: Tensor,
+    dlogits: Tensor,
+    target: Tensor,
+    class_weight: Tensor | None,
+    softmax_stats: Tensor,
+    a: Tensor,
+    b: Tensor,
+    s: Tensor | None,
+    e: Tensor | None,
+    logit_scale: float,
+    softcap: float | None,
+    n_threads: int,
+    /,
+) -> None:
+    """The gradient, in dlogits, which may be logits."""
+
+def tile_shape(logits: Tensor, dlogits: Tensor | None, /) -> tuple[int, int]:
+    """Rows and classes of a tile; one row has its classes rounded up to whole vectors."""

@@ -1,15 +1,14 @@
-"""The loss of all rows and its gradient in one call of compiled code.
+"""Cross-entropy in one call of compiled code.
 
-For few rows the calls of PyTorch's operators are the whole cost, and for many their intermediate
-results. ``compiled.c`` is compiled when the package is installed. Where no compiler was at hand,
-and for what it does not serve, the loss is composed of PyTorch's operators.
+``compiled.c`` is compiled when the package is installed, if there is a compiler. For few rows the
+calls of PyTorch's operators would be the whole cost, and for many rows their intermediate results.
 """
 
 import torch
 from torch import Tensor
 
-from torch_softmax._cpu.cross_entropy_block import class_error
-from torch_softmax._layout import collapse_batch_dims
+from torch_softmax._cpu.class_error import class_error
+from torch_softmax._layout import RowOutputs, collapse_batch_dims, compute_dtype
 from torch_softmax._options import LossOptions
 
 try:
@@ -17,51 +16,94 @@ try:
 except ImportError:
     compiled = None  # type: ignore[assignment]
 
-DTYPES = (torch.float32, torch.bfloat16)
-
-
-def has_compiled_loss(
-    logits: Tensor, target: Tensor, class_weight: Tensor | None, options: LossOptions
-) -> bool:
-    """Whether :func:`compiled_loss` serves such arguments, which lie on the CPU."""
-    return (
-        compiled is not None
-        and logits.dtype in DTYPES
-        and options.softcap is None
-        and options.logit_scale == 1
-        and not target.dtype.is_floating_point
-        and logits.numel() > 0
-        and (logits.dim() <= 2 or collapse_batch_dims(logits) is not None)
-    )
-
 
 def compiled_loss(
     logits: Tensor,
-    target: Tensor,
-    class_weight: Tensor | None,
-    options: LossOptions,
-    dtype: torch.dtype,
     dlogits: Tensor | None,
-) -> Tensor:
-    """Sum or mean of the losses in ``dtype``; their gradient in ``dlogits``, which may be logits.
-
-    IndexError for a target that is no class, with nothing written.
-    """
-    if logits.dim() > 2:
-        folds = collapse_batch_dims(logits) or ()
-        logits = logits.view(*folds, -1)
-        dlogits = None if dlogits is None else dlogits.view_as(logits)
-    loss = compiled.cross_entropy(
+    target: Tensor,
+    weight: Tensor | None,
+    denominator: Tensor | None,
+    options: LossOptions,
+) -> float:
+    """Sum or mean of the losses; their gradient goes to dlogits, which may be logits."""
+    n_classes = logits.shape[-1]
+    logits, dlogits, target = _collapsed(logits, dlogits, target)
+    loss = compiled.cross_entropy_loss(
         logits,
         dlogits,
-        target.long().contiguous(),
-        None if class_weight is None else class_weight.float().contiguous(),
+        target,
+        weight,
+        None if denominator is None else float(denominator),
         options.ignore_index,
         options.reduction == "mean",
         options.label_smoothing,
         options.z_loss,
+        options.softcap,
+        options.logit_scale,
         torch.get_num_threads(),
     )
     if isinstance(loss, int):
-        raise class_error(loss, logits.shape[-1])
-    return torch.scalar_tensor(loss, dtype=dtype, device=logits.device)
+        raise class_error(loss, n_classes)
+    return loss
+
+
+def compiled_forward(
+    outputs: RowOutputs,
+    logits: Tensor,
+    target: Tensor,
+    class_weight: Tensor | None,
+    logit_scale: float,
+    softcap: float | None,
+) -> None:
+    """``reference.cross_entropy_forward`` into ``outputs``."""
+    n_classes = logits.shape[-1]
+    logits, _, target = _collapsed(logits, None, target)
+    options = (logit_scale, softcap, *outputs, torch.get_num_threads())
+    bad = compiled.cross_entropy_forward(logits, target, class_weight, *options)
+    if bad is not None:
+        raise class_error(bad, n_classes)
+
+
+def compiled_backward(
+    dlogits: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    class_weight: Tensor | None,
+    softmax_stats: Tensor,
+    a: Tensor,
+    b: Tensor,
+    s: Tensor | None,
+    e: Tensor | None,
+    logit_scale: float,
+    softcap: float | None,
+) -> None:
+    """``reference.cross_entropy_backward`` into ``dlogits``, which may be logits."""
+    dtype = compute_dtype(logits.dtype)
+    # gradients may be expanded
+    rows = [None if t is None else t.to(dtype).contiguous() for t in (softmax_stats, a, b, s, e)]
+    logits, dlogits, target = _collapsed(logits, dlogits, target)
+    compiled.cross_entropy_backward(
+        logits,
+        dlogits,
+        target,
+        class_weight,
+        *rows,
+        logit_scale,
+        softcap,
+        torch.get_num_threads(),
+    )
+
+
+def _collapsed(
+    logits: Tensor, dlogits: Tensor | None, target: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """The tensors as compiled code takes them: batch dims collapsed into two, int64 classes."""
+    is_classes = not target.is_floating_point()
+    if is_classes:
+        target = target.long().contiguous()
+    if logits.dim() > 2:
+        batch_dims = collapse_batch_dims(logits) or (1, 1)
+        logits = logits.view(*batch_dims, -1)
+        dlogits = None if dlogits is None else dlogits.view(logits.shape)
+        target = target if is_classes else target.reshape(logits.shape)
+    return logits, dlogits, target

@@ -1,18 +1,65 @@
-"""Cross-entropy and its gradient, block by block."""
+"""The cross-entropy operators: compiled, or in blocks where there was no compiler."""
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from torch_softmax._cpu.blocks import fits_a_block, row_blocks
-from torch_softmax._cpu.cross_entropy_block import (
-    backward_block,
-    check_classes,
-    forward_block,
-    step_block,
+from torch_softmax._cpu import compiled_cross_entropy
+from torch_softmax._cpu.compiled_cross_entropy import (
+    compiled_backward,
+    compiled_forward,
+    compiled_loss,
+)
+from torch_softmax._cpu.cross_entropy_blocks import (
+    backward_in_blocks,
+    forward_in_blocks,
+    loss_in_blocks,
 )
 from torch_softmax._cpu.results import empty_result_like
-from torch_softmax._layout import RowOutputs, empty_row_outputs, wanted_outputs
+from torch_softmax._layout import RowOutputs, empty_row_outputs
+from torch_softmax._options import LossOptions, Reduction
+
+
+def cross_entropy_loss(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    denominator: Tensor | None,
+    ignore_index: int,
+    reduction: Reduction,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float | None,
+    logit_scale: float,
+    dtype: torch.dtype,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    """The loss of all rows in ``dtype``, and dlogits, which is empty without gradient."""
+    scaling = (softcap, logit_scale)
+    options = LossOptions(ignore_index, reduction, label_smoothing, z_loss, *scaling)
+    dlogits = empty_result_like(logits, logits.dtype) if with_gradient else None
+    loss = _loss(logits, dlogits, target, weight, denominator, options, dtype)
+    return loss, logits.new_empty(0) if dlogits is None else dlogits
+
+
+def cross_entropy_loss_inplace(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    denominator: Tensor | None,
+    ignore_index: int,
+    reduction: Reduction,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float | None,
+    logit_scale: float,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The loss of all rows in ``dtype``; dlogits overwrites the logits."""
+    scaling = (softcap, logit_scale)
+    options = LossOptions(ignore_index, reduction, label_smoothing, z_loss, *scaling)
+    return _loss(logits, logits, target, weight, denominator, options, dtype)
 
 
 def cross_entropy_forward(
@@ -23,95 +70,32 @@ def cross_entropy_forward(
     softcap: float | None,
     with_entropy: bool,
 ) -> RowOutputs:
-    """Losses and statistics of each row; IndexError for a target that is no class."""
-    options = (class_weight, logit_scale, softcap, with_entropy)
-    if fits_a_block(logits):
-        # without copies into results, which are much of the time of a small block
-        return RowOutputs(*forward_block(logits, target, *options))
+    """Losses and statistics of each row, as ``reference.cross_entropy_forward`` defines them."""
     outputs = empty_row_outputs(logits, target, class_weight, with_entropy)
-    wanted = wanted_outputs(target, class_weight, with_entropy)
-    row_outputs = [output if want else None for output, want in zip(outputs, wanted, strict=True)]
-    for logits_block, target_block, *output_blocks in row_blocks(logits, target, *row_outputs):
-        results = forward_block(logits_block, target_block, *options)
-        for output_block, result in zip(output_blocks, results, strict=True):
-            if output_block is not None:
-                output_block.copy_(result)
+    forward = compiled_forward if _is_compiled(logits) else forward_in_blocks
+    forward(outputs, logits, target, class_weight, logit_scale, softcap)
     return outputs
 
 
 def cross_entropy_backward(logits: Tensor, *args: Any) -> Tensor:
     """dlogits, as ``reference.cross_entropy_backward`` defines it."""
     dlogits = empty_result_like(logits, logits.dtype)
-    _cross_entropy_backward_into(dlogits, logits, *args)
+    backward = compiled_backward if _is_compiled(logits) else backward_in_blocks
+    backward(dlogits, logits, *args)
     return dlogits
 
 
 def cross_entropy_backward_inplace(logits: Tensor, *args: Any) -> None:
-    """dlogits, over the logits."""
-    _cross_entropy_backward_into(logits, logits, *args)
+    """dlogits overwrites the logits."""
+    backward = compiled_backward if _is_compiled(logits) else backward_in_blocks
+    backward(logits, logits, *args)
 
 
-def _cross_entropy_backward_into(
-    dlogits: Tensor,
-    logits: Tensor,
-    target: Tensor,
-    class_weight: Tensor | None,
-    softmax_stats: Tensor,
-    a: Tensor,
-    b: Tensor,
-    s: Tensor | None,
-    e: Tensor | None,
-    logit_scale: float,
-    softcap: float | None,
-) -> None:
-    blocks = row_blocks(dlogits, logits, target, softmax_stats, a, b, s, e)
-    # in each round the names stand for one block of rows
-    for output, logits, target, softmax_stats, a, b, s, e in blocks:
-        coefficients = (a, b, s, e, logit_scale, softcap)
-        output.copy_(backward_block(logits, target, class_weight, softmax_stats, *coefficients))
+def _loss(logits: Tensor, *args: Any) -> Tensor:
+    *args, dtype = args
+    loss = compiled_loss if _is_compiled(logits) else loss_in_blocks
+    return torch.scalar_tensor(loss(logits, *args), dtype=dtype)
 
 
-def cross_entropy_step(
-    logits: Tensor, target: Tensor, *args: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Losses of each row and dlogits, as ``reference.cross_entropy_step`` defines them."""
-    if fits_a_block(logits):
-        nll, smooth, lse, dlogits = step_block(logits, target, *args)
-        return nll, smooth, lse, dlogits.to(logits.dtype)
-    dlogits = empty_result_like(logits, logits.dtype)
-    return (*_cross_entropy_step_into(dlogits, logits, target, *args), dlogits)
-
-
-def cross_entropy_step_inplace(logits: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses of each row; and dlogits, over the logits."""
-    return _cross_entropy_step_into(logits, logits, *args)
-
-
-def _cross_entropy_step_into(
-    dlogits: Tensor,
-    logits: Tensor,
-    target: Tensor,
-    class_weight: Tensor | None,
-    b: Tensor,
-    s: Tensor | None,
-    z: Tensor | None,
-    logit_scale: float,
-    softcap: float | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    if not target.is_floating_point():
-        # before the first row is written
-        check_classes(target, logits.shape[-1])
-    rows = empty_row_outputs(logits, target, class_weight, with_entropy=False)
-    smooths = None if class_weight is None else rows.smooth
-    blocks = row_blocks(dlogits, logits, target, b, s, z, rows.nll, smooths, rows.lse)
-    for output, logits, target, b, s, z, nll, smooth, lse in blocks:
-        options = (class_weight, b, s, z, logit_scale, softcap)
-        # an output of another dtype holds no intermediate results
-        out = output if output.dtype == nll.dtype else None
-        *results, gradient = step_block(logits, target, *options, out)
-        for row_output, result in zip((nll, smooth, lse), results, strict=True):
-            if row_output is not None:
-                row_output.copy_(result)
-        if gradient is not output:
-            output.copy_(gradient)
-    return rows.nll, rows.smooth, rows.lse
+def _is_compiled(logits: Tensor) -> bool:
+    return compiled_cross_entropy.compiled is not None and logits.numel() > 0

@@ -1,110 +1,115 @@
-/* Rows of logits and of their gradient, as they lie in memory, and what is asked about them.
+/* Rows of tensors in memory, their element types, and what is computed from them.
 
-   x is a logit, m the largest of its row, total = sum(exp(x - m)) and lse = m + log(total). A row
-   of class t that is not ignored costs
+   x is a logit, scaled and capped; m is the maximum of its row and lse = m + log(sum(exp(x - m))).
+   With class weights w, target class t and target probabilities q, a row has
 
-       nll_factor * w[t] * (lse - x[t]) + smooth_factor * sum(w * (lse - x)) + z_loss * lse**2
+       nll = lse - x[t], or sum(w * q * (lse - x))
+       smooth = sum(w * (lse - x))
+       loss = nll_factor * w[t] * nll + smooth_factor * smooth + z_loss * lse**2
 
-   with class weights w, 1 where there are none. Arithmetic is float32. Sums of many numbers are
-   taken in float64, and in an order that does not depend on the threads. NaN and infinities take
-   their course. A row's gradient is written when all of the row has been read, so that it may lie
-   over the logits. */
+   (w[t] is 1 for probabilities, whose nll has the weights). Its gradient in x is
+
+       a * exp(x - m) - b * (onehot(t) or w * q) - s * w
+
+   Arithmetic is in float32, in float64 for float64. Sums over classes and rows end in float64, in an
+   order that does not depend on the number of threads. A row's gradient is written after all of the
+   row has been read, so that it may overwrite the logits. */
 
 #ifndef TORCH_SOFTMAX_ROWS_H
 #define TORCH_SOFTMAX_ROWS_H
 
-#include <stdint.h>
-#include <string.h>
+#include "elementary.h"
 
-/* so that what is constant in a caller is constant here */
-#define INLINE static inline __attribute__((always_inline))
+typedef enum { FLOAT32, FLOAT64, BFLOAT16, FLOAT16, INT64, N_TYPES } Type;
 
-/* the class of a row that costs nothing */
-#define NO_CLASS (-1)
+static const int TYPE_BYTES[N_TYPES] = {4, 8, 2, 2, 8};
 
 typedef struct {
-    void *data;                                     /* NULL for none */
+    char *data; /* NULL for no tensor */
+    Type type;
     int64_t outer_stride, row_stride, class_stride; /* in elements */
 } Rows;
 
+typedef enum { LOSS, FORWARD, BACKWARD } Operation;
+
+/* of each row; float64 for float64, else float32; NULL for what is not wanted or not given */
 typedef struct {
-    Rows logits, dlogits;
-    int64_t n_rows, n_inner, n_classes; /* of n_rows each n_inner lie one row_stride apart */
-    const int64_t *target;
-    const float *class_weight; /* NULL for none */
+    void *nll, *smooth, *target_weight, *lse, *entropy, *softmax_stats, *a, *b, *s, *e;
+    int64_t *prediction;
+} RowTensors;
+
+typedef struct {
+    Operation operation;
+    Rows logits, dlogits, probabilities;
+    int64_t n_rows, n_inner, n_classes; /* n_inner rows follow at each step of outer_stride */
+    const int64_t *target;              /* NULL for probabilities */
+    void *class_weight;                 /* in the type of the arithmetic, then zeros; NULL for none */
+    double weight_sum;
     int64_t ignore_index;
-    int is_mean, is_bfloat16, n_threads;
-    float nll_factor, smooth_factor, z_loss;
-    float total_weight;
-    float share; /* what a row counts in the loss of all */
+    int has_ignore_index, is_mean, has_denominator, n_threads;
+    double denominator;
+    double logit_scale, softcap; /* 0 for no softcap */
+    double nll_factor, smooth_factor, z_loss, inverse_denominator;
+    RowTensors rows;
 } Problem;
 
-INLINE float load(const void *data, int64_t i, int is_bfloat16)
+INLINE float float_of_bits(uint32_t bits)
 {
-    if (!is_bfloat16)
-        return ((const float *)data)[i];
-    uint32_t bits = (uint32_t)((const uint16_t *)data)[i] << 16;
     float x;
     memcpy(&x, &bits, sizeof x);
     return x;
 }
 
-INLINE void store(void *data, int64_t i, float x, int is_bfloat16)
+INLINE uint32_t bits_of_float(float x)
 {
-    if (!is_bfloat16) {
-        ((float *)data)[i] = x;
-        return;
-    }
     uint32_t bits;
     memcpy(&bits, &x, sizeof bits);
-    /* to nearest, ties to even; NaN stays NaN, where rounding could carry it to zero */
-    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    ((uint16_t *)data)[i] = (uint16_t)(x == x ? rounded : 0x7fc0);
+    return bits;
 }
 
-INLINE int64_t offset(const Problem *p, const Rows *rows, int64_t row)
+INLINE float float_of_half(uint16_t half)
+{
+    /* the exponent's bias differs by 112; the product is exact for subnormal numbers too */
+    const uint32_t magnitude = (uint32_t)(half & 0x7fff) << 13, sign = (uint32_t)(half & 0x8000) << 16;
+    const uint32_t finite = bits_of_float(float_of_bits(magnitude) * 0x1p112f);
+    return float_of_bits((magnitude >= 0x0f800000 ? magnitude | 0x7f800000 : finite) | sign);
+}
+
+/* to nearest, ties to even */
+INLINE uint16_t half_of_float(float x)
+{
+    const uint32_t bits = bits_of_float(x), sign = bits >> 16 & 0x8000, twice = bits + bits;
+    /* overflows to infinity where float16 does; the second addition rounds off the excess bits */
+    float base = fabsf(x) * 0x1p112f * 0x1p-110f;
+    uint32_t bias = twice & 0xff000000;
+    bias = bias < 0x71000000 ? 0x71000000 : bias;
+    base += float_of_bits((bias >> 1) + 0x07800000);
+    const uint32_t rounded = bits_of_float(base);
+    const uint32_t magnitude = (rounded >> 13 & 0x7c00) + (rounded & 0x0fff);
+    return (uint16_t)(sign | (twice > 0xff000000 ? 0x7e00 : magnitude));
+}
+
+/* to nearest, ties to even; NaN stays NaN, where rounding could carry it to zero */
+INLINE uint16_t bfloat16_of_float(float x)
+{
+    const uint32_t bits = bits_of_float(x), rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    return (uint16_t)(x == x ? rounded : 0x7fc0);
+}
+
+INLINE int64_t offset_of(const Problem *p, const Rows *rows, int64_t row)
 {
     return row / p->n_inner * rows->outer_stride + row % p->n_inner * rows->row_stride;
 }
 
-INLINE float weight_of(const Problem *p, int64_t c)
-{
-    return p->class_weight ? p->class_weight[c] : 1.0f;
-}
+#define NO_CLASS (-1)
 
-/* A class, or NO_CLASS. Targets have been checked; but another thread of the program may write to
-   them meanwhile, so that each is read once, and none leads out of its row. */
+/* The class of a row, or NO_CLASS. Targets have been checked, but another thread of the program may
+   write to them meanwhile: each is read once, and none leads out of its row. */
 INLINE int64_t class_of(const Problem *p, int64_t row)
 {
     const int64_t target = *(const volatile int64_t *)(p->target + row);
-    const int is_class = target >= 0 && target < p->n_classes;
-    return is_class && target != p->ignore_index ? target : NO_CLASS;
-}
-
-/* dx = a * exp(x - m) - s * w, and b less at the target */
-typedef struct {
-    float loss, a, b, s;
-} RowTerms;
-
-INLINE RowTerms terms_of(const Problem *p, int64_t target, float largest, float target_below,
-                         float total, float log_total, float weighted_below)
-{
-    const float lse = largest + log_total;
-    const float of_nll = p->class_weight ? p->nll_factor * p->class_weight[target] : p->nll_factor;
-    RowTerms row = {.loss = of_nll * (log_total - target_below),
-                    .b = of_nll * p->share,
-                    .s = p->smooth_factor * p->share};
-    float of_lse = row.b;
-    if (p->smooth_factor > 0) {
-        row.loss += p->smooth_factor * (p->total_weight * log_total - weighted_below);
-        of_lse += row.s * p->total_weight;
-    }
-    if (p->z_loss > 0) {
-        row.loss += p->z_loss * lse * lse;
-        of_lse += 2 * p->z_loss * lse * p->share;
-    }
-    row.a = of_lse / total;
-    return row;
+    const int is_ignored = p->has_ignore_index && target == p->ignore_index;
+    return target >= 0 && target < p->n_classes && !is_ignored ? target : NO_CLASS;
 }
 
 #endif

@@ -1,0 +1,137 @@
+/* How rows are divided into tiles, and these among threads. */
+
+#ifndef TORCH_SOFTMAX_SCHEDULE_H
+#define TORCH_SOFTMAX_SCHEDULE_H
+
+#include <omp.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include "rows.h"
+
+/* one source for every processor: the loader takes the version that this one knows */
+#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__) && __GNUC__ >= 12 && \
+    !defined(__AVX2__)
+#define FOR_EACH_PROCESSOR \
+    __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define FOR_EACH_PROCESSOR
+#endif
+
+/* steps that are added up in float32 before their sum is added in float64 */
+#define MAX_TERMS 16
+/* fewer rows are not worth a tile of rows */
+#define MIN_TILED_ROWS 8
+#define MAX_TRANSPOSED_CLASSES 64
+#define MAX_TILED_CLASSES 65536
+#define MAX_TILE_ELEMENTS 32768
+#define MAX_WIDTH 256
+#define MAX_TRANSPOSED_WIDTH 64
+#define MAX_ROW_WIDTH 128
+/* of a unit, which a thread takes at once: about 10 us of work */
+#define UNIT_ELEMENTS 8192
+/* below, waking another thread costs more than it takes over */
+#define MIN_PARALLEL_ELEMENTS 32768
+/* of the time that a parallel call took longer than one thread: how long calls stay on one */
+#define PAUSE_FACTOR 16
+
+typedef struct {
+    int64_t n_steps, width; /* of a tile */
+    int64_t tile_rows, unit_rows;
+} Schedule;
+
+INLINE int64_t round_up(int64_t n, int64_t multiple)
+{
+    return (n + multiple - 1) / multiple * multiple;
+}
+
+INLINE int64_t clamp(int64_t n, int64_t low, int64_t high)
+{
+    return n < low ? low : n > high ? high : n;
+}
+
+static Schedule schedule_of(const Problem *p)
+{
+    const int64_t C = p->n_classes;
+    const int is_strided =
+        p->logits.class_stride != 1 || (p->dlogits.data && p->dlogits.class_stride != 1);
+    /* class-strided layout: one by one, the classes of a row are a cache line each */
+    const int is_class_strided = is_strided && p->logits.row_stride < p->logits.class_stride;
+    const int64_t max_classes = is_class_strided ? MAX_TILED_CLASSES : MAX_TRANSPOSED_CLASSES;
+    Schedule s;
+    if (p->n_inner < MIN_TILED_ROWS || C > max_classes) {
+        const int64_t n_steps = (C + MAX_ROW_WIDTH - 1) / MAX_ROW_WIDTH;
+        s.width = round_up((C + n_steps - 1) / n_steps, 16);
+        s.n_steps = (C + s.width - 1) / s.width;
+        s.tile_rows = 1;
+        s.unit_rows = clamp(UNIT_ELEMENTS / C, 1, p->n_rows);
+        return s;
+    }
+    /* classes that are strided are read and written in runs as long as the cache allows */
+    const int64_t max_width =
+        is_strided ? clamp(MAX_TILE_ELEMENTS / C / 32 * 32, 32, MAX_WIDTH) : MAX_TRANSPOSED_WIDTH;
+    s.width = clamp(round_up(p->n_inner, 16), 16, max_width);
+    s.n_steps = C;
+    s.tile_rows = s.width;
+    s.unit_rows = s.width * clamp(UNIT_ELEMENTS / (s.width * C), 1, p->n_inner);
+    return s;
+}
+
+INLINE int64_t nanoseconds(clockid_t clock)
+{
+    struct timespec now;
+    clock_gettime(clock, &now);
+    return now.tv_sec * (int64_t)1000000000 + now.tv_nsec;
+}
+
+typedef double Unit(const Problem *, const Schedule *, int64_t first, int64_t n_rows, void *scratch);
+
+/* Adds up the losses of units. Returns -1 if memory is short.
+
+   The end of a parallel region waits for every thread, also for one that found its processor busy and
+   has done nothing. Such a call takes longer than its threads have computed in all; then calls stay
+   on one thread for a while. */
+static int run_units(const Problem *p, Unit *unit, int64_t real_bytes, double *loss)
+{
+    static _Atomic int64_t pause_end;
+    const Schedule s = schedule_of(p);
+    const int64_t span = s.tile_rows == 1 ? p->n_rows : p->n_inner;
+    const int64_t n_parts = (span + s.unit_rows - 1) / s.unit_rows;
+    const int64_t n_units = p->n_rows / span * n_parts;
+    const int64_t scratch_bytes = round_up(4 * s.n_steps * s.width * real_bytes, 64);
+    const int64_t start = nanoseconds(CLOCK_MONOTONIC);
+    const int is_paused = p->n_threads > 1 && start < pause_end;
+    const int n_threads = is_paused ? 1 : (int)clamp(p->n_threads, 1, n_units);
+    double *losses = malloc(sizeof(double) * n_units);
+    char *scratch = aligned_alloc(64, scratch_bytes * n_threads);
+    if (!losses || !scratch) {
+        free(losses);
+        free(scratch);
+        return -1;
+    }
+    int64_t busy = 0;
+#pragma omp parallel num_threads(n_threads) if (n_threads > 1) reduction(+ : busy)
+    {
+        char *mine = scratch + scratch_bytes * omp_get_thread_num();
+        busy = n_threads > 1 ? -nanoseconds(CLOCK_THREAD_CPUTIME_ID) : 0;
+#pragma omp for schedule(dynamic) nowait
+        for (int64_t i = 0; i < n_units; i++) {
+            const int64_t begin = i % n_parts * s.unit_rows, left = span - begin;
+            losses[i] = unit(p, &s, i / n_parts * span + begin,
+                             left < s.unit_rows ? left : s.unit_rows, mine);
+        }
+        busy += n_threads > 1 ? nanoseconds(CLOCK_THREAD_CPUTIME_ID) : 0;
+    }
+    if (n_threads > 1) {
+        const int64_t end = nanoseconds(CLOCK_MONOTONIC);
+        if (end - start > busy)
+            pause_end = end + PAUSE_FACTOR * (end - start);
+    }
+    for (int64_t i = 0; i < n_units; i++)
+        *loss += losses[i];
+    free(losses);
+    free(scratch);
+    return 0;
+}
+
+#endif
