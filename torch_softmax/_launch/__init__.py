@@ -1,18 +1,19 @@
-"""Launchers: allocate the result, choose the tile, start the kernel. No checks, no autograd.
+"""Launchers: allocate the result, choose the tile, launch the kernel. No checks, no autograd.
 
-Every launcher takes tensors with the class axis last whose other axes fold into two
-(:mod:`torch_softmax._layout`), and returns new tensors. Nothing else imports Triton's kernels,
-and nothing imports this package before the first tensor that Triton serves.
+Every launcher takes tensors with the class axis last whose batch dims collapse into two
+(:mod:`torch_softmax._layout`). Nothing else imports the kernels, and nothing imports this package
+before the first tensor on a device that Triton serves.
 """
 
 from torch_softmax._launch.cross_entropy import (
     launch_cross_entropy_backward,
     launch_cross_entropy_backward_inplace,
     launch_cross_entropy_forward,
-    launch_cross_entropy_step,
-    launch_cross_entropy_step_inplace,
 )
-from torch_softmax._launch.cross_entropy_loss import launch_cross_entropy_loss
+from torch_softmax._launch.cross_entropy_loss import (
+    launch_cross_entropy_loss,
+    launch_cross_entropy_loss_inplace,
+)
 from torch_softmax._launch.scale import launch_scale_inplace
 from torch_softmax._launch.softmax import (
     launch_log_softmax_backward,
@@ -26,8 +27,7 @@ __all__ = [
     "launch_cross_entropy_backward_inplace",
     "launch_cross_entropy_forward",
     "launch_cross_entropy_loss",
-    "launch_cross_entropy_step",
-    "launch_cross_entropy_step_inplace",
+    "launch_cross_entropy_loss_inplace",
     "launch_log_softmax_backward",
     "launch_log_softmax_forward",
     "launch_scale_inplace",
