@@ -39,12 +39,14 @@ from .online_softmax import (
     update_entropy,
     update_prediction,
     update_row_sums,
+    zero_partials,
 )
 from .targets import (
+    class_gradient,
     load_class_weights,
     load_target_logits,
     load_targets,
-    target_gradient,
+    one_hot,
 )
 from .tiles import column_tile, load_tile, row_block, store_tile
 
@@ -91,11 +93,9 @@ def cross_entropy_forward_kernel(
     HAS_SMOOTHING: tl.constexpr = class_weight_ptr is not None
     HAS_ENTROPY: tl.constexpr = row_outputs.entropy is not None
     rows = row_block(tl.program_id(0), n_rows, logits, TILE)
-    targets = load_targets(target, None, rows, n_cols, None, dtype)
-    target_logits = load_target_logits(logits, target, rows, targets, SOFTCAP, dtype)
     sums = empty_row_sums(TILE.rows, N_PARTIALS, dtype)
-    product = tl.zeros((TILE.rows, N_PARTIALS), dtype)
-    prediction = tl.zeros((TILE.rows, N_PARTIALS), tl.int32)
+    product = zero_partials(TILE.rows, N_PARTIALS, dtype)
+    prediction = zero_partials(TILE.rows, N_PARTIALS, tl.int32)
 
     for start in range(0, n_cols + TILE.vec_size - 1, TILE.cols):
         tile = column_tile(start, rows, n_cols, TILE)
@@ -109,7 +109,9 @@ def cross_entropy_forward_kernel(
             product = update_entropy(product, x, old, sums.softmax)
             cols = as_partials(tile.cols, N_PARTIALS)
             prediction = update_prediction(prediction, x, cols, old.row_max)
-    stats = combine_row_sums(sums, target, targets, target_logits)
+    targets = load_targets(target, None, rows, n_cols, None, dtype)
+    target_logits = load_target_logits(logits, target, rows, targets, dtype)
+    stats = combine_row_sums(sums, target, targets, softcap(target_logits, SOFTCAP))
 
     index = rows.outer * n_rows + rows.index
     softmax = stats.softmax
@@ -149,9 +151,6 @@ def cross_entropy_backward_kernel(
     index = rows.outer * n_rows + rows.index
     a = tl.load(row_inputs.a + index, mask=rows.exist, other=0.0)
     b = tl.load(row_inputs.b + index, mask=rows.exist, other=0.0)
-    s = b
-    if HAS_SMOOTHING:
-        s = tl.load(row_inputs.s + index, mask=rows.exist, other=0.0)
     targets = load_targets(target, None, rows, n_cols, None, dtype)
     a = tl.where(targets.is_class | (b == 0.0), a, float("nan"))
     # a row without a gradient through p is not read: not even a NaN in it has a gradient
@@ -171,9 +170,13 @@ def cross_entropy_backward_kernel(
         # p = 0 counts as 0, whatever its logarithm
         weight_of_p = weight_of_p - tl.where(p > 0.0, e[:, None] * log_p, 0.0)
     weights = load_class_weights(target, class_weight_ptr, tile, n_cols, TILE, dtype)
+    s = b
+    if HAS_SMOOTHING:
+        s = tl.load(row_inputs.s + index, mask=rows.exist, other=0.0)
     gradient = weight_of_p * p
-    coefficients = Coefficients(a, b, s)
-    gradient -= target_gradient(target, targets, tile, weights, coefficients, HAS_SMOOTHING)
+    gradient -= class_gradient(target, weights, Coefficients(a, b, s), HAS_SMOOTHING)
+    if not target.ptr.dtype.element_ty.is_floating():
+        gradient -= one_hot(targets, tile, b)
     store_tile(dlogits, tile, gradient * softcap_grad(x, SOFTCAP), TILE)
 
 

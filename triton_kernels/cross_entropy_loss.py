@@ -38,11 +38,13 @@ from .online_softmax import (
     update_row_sums,
 )
 from .targets import (
+    class_gradient,
     class_weight_at,
     load_class_weights,
     load_target_logits,
     load_targets,
-    target_gradient,
+    one_hot,
+    store_target_gradient,
 )
 from .tiles import column_tile, load_tile, row_block, store_tile
 
@@ -95,10 +97,11 @@ def cross_entropy_loss_kernel(
 ):
     """loss = sum(losses) / denominator and, unless None, dlogits, of rows that a tile holds."""
     dtype: tl.constexpr = loss.partials_ptr.dtype.element_ty
+    IS_INDEX: tl.constexpr = not target.ptr.dtype.element_ty.is_floating()
     HAS_SMOOTHING: tl.constexpr = loss_options.label_smoothing is not None
     rows = row_block(tl.program_id(0), n_rows, logits, TILE)
     targets = load_targets(target, class_weight_ptr, rows, n_cols, loss_options.ignore_index, dtype)
-    target_logits = load_target_logits(logits, target, rows, targets, SOFTCAP, dtype)
+    target_logits = load_target_logits(logits, target, rows, targets, dtype)
     tile = column_tile(0, rows, n_cols, TILE)
     skips_rows: tl.constexpr = TILE.rows < MIN_SHARED_ROWS and TILE.cols >= MIN_SKIPPED_COLS
     needed_rows = targets.is_counted if skips_rows else None
@@ -109,12 +112,13 @@ def cross_entropy_loss_kernel(
     weights = load_class_weights(target, class_weight_ptr, tile, n_cols, TILE, dtype)
     denominator_value = load_denominator(denominator, dtype)
 
-    stats, exp_x = tile_row_stats(x, target, targets, target_logits, weights)
+    stats, exp_x = tile_row_stats(x, target, targets, softcap(target_logits, SOFTCAP), weights)
     losses, coefficients = fold_options(stats, targets, denominator_value, loss_options, n_cols)
     if dlogits is not None:
-        a = tl.where(targets.is_counted, coefficients.a / stats.softmax.sum_exp, 0.0)
-        gradient = a[:, None] * exp_x
-        gradient -= target_gradient(target, targets, tile, weights, coefficients, HAS_SMOOTHING)
+        gradient = coefficients.a[:, None] * exp_x
+        gradient -= class_gradient(target, weights, coefficients, HAS_SMOOTHING)
+        if TILE.packed and IS_INDEX:
+            gradient -= one_hot(targets, tile, coefficients.b * targets.weight)
         if SOFTCAP.cap is not None:
             # reload the logits before the softcap; keeping them costs too many registers
             x = load_tile(logits, tile, TILE, None, needed_rows).to(dtype)
@@ -122,6 +126,11 @@ def cross_entropy_loss_kernel(
         # in place, every thread reads before one writes
         tl.debug_barrier()
         store_tile(dlogits, tile, gradient * softcap_grad(x, SOFTCAP), TILE)
+        if IS_INDEX and not TILE.packed:
+            store_target_gradient(
+                dlogits, rows, targets, target_logits, stats.softmax.row_max, coefficients,
+                SOFTCAP, HAS_SMOOTHING,
+            )  # fmt: skip
     reduce_loss(losses, denominator_value, loss)
 
 
@@ -142,10 +151,11 @@ def cross_entropy_loss_online_kernel(
 ):
     """loss = sum(losses) / denominator and, unless None, dlogits, of rows longer than a tile."""
     dtype: tl.constexpr = loss.partials_ptr.dtype.element_ty
+    IS_INDEX: tl.constexpr = not target.ptr.dtype.element_ty.is_floating()
     HAS_SMOOTHING: tl.constexpr = loss_options.label_smoothing is not None
     rows = row_block(tl.program_id(0), n_rows, logits, TILE)
     targets = load_targets(target, class_weight_ptr, rows, n_cols, loss_options.ignore_index, dtype)
-    target_logits = load_target_logits(logits, target, rows, targets, SOFTCAP, dtype)
+    target_logits = load_target_logits(logits, target, rows, targets, dtype)
     needed_rows = targets.is_counted if TILE.rows < MIN_SHARED_ROWS else None
     denominator_value = load_denominator(denominator, dtype)
     # only a gradient needs the row again
@@ -158,11 +168,10 @@ def cross_entropy_loss_online_kernel(
         x = load_logits(logits, tile, is_edge, dtype, TILE, SOFTCAP, EVICTION, needed_rows)
         weights = load_class_weights(target, class_weight_ptr, tile, n_cols, TILE, dtype)
         sums = update_row_sums(sums, as_partials(x, N_PARTIALS), target, weights, HAS_SMOOTHING)
-    stats = combine_row_sums(sums, target, targets, target_logits)
+    stats = combine_row_sums(sums, target, targets, softcap(target_logits, SOFTCAP))
     losses, coefficients = fold_options(stats, targets, denominator_value, loss_options, n_cols)
 
     if dlogits is not None:
-        a = tl.where(targets.is_counted, coefficients.a / stats.softmax.sum_exp, 0.0)
         row_max = tl.where(targets.is_counted, stats.softmax.row_max, 0.0)
         # in place, every thread reads before one writes
         tl.debug_barrier()
@@ -173,9 +182,13 @@ def cross_entropy_loss_online_kernel(
             x = load_tile(logits, tile, TILE, "evict_first", needed_rows).to(dtype)
             if needed_rows is None:
                 x = tl.where(targets.is_counted[:, None], x, 0.0)
-            gradient = a[:, None] * exp(softcap(x, SOFTCAP) - row_max[:, None])
+            gradient = coefficients.a[:, None] * exp(softcap(x, SOFTCAP) - row_max[:, None])
             weights = load_class_weights(target, class_weight_ptr, tile, n_cols, TILE, dtype)
-            gradient -= target_gradient(target, targets, tile, weights, coefficients, HAS_SMOOTHING)
+            gradient -= class_gradient(target, weights, coefficients, HAS_SMOOTHING)
             gradient *= softcap_grad(x, SOFTCAP)
             store_tile(dlogits, tile, gradient, TILE, "evict_first")
+        if IS_INDEX:
+            store_target_gradient(
+                dlogits, rows, targets, target_logits, row_max, coefficients, SOFTCAP, HAS_SMOOTHING
+            )
     reduce_loss(losses, denominator_value, loss)

@@ -75,9 +75,9 @@ def from_pair(pair, dtype: tl.constexpr):
 
 @triton.jit
 def fold_options(stats, targets, denominator, loss_options, n_cols):
-    """Each row's loss before the division, 0 where it does not count, and its coefficients.
+    """Each row's loss before the division, and its coefficients; 0 where it does not count.
 
-    Only ``a`` of a row that does not count may be NaN.
+    The coefficient ``a`` is already divided by sum_exp: it is a factor of exp(x - row_max).
     """
     is_counted = targets.is_counted
     # even with a denominator of 0, rows that do not count have a gradient of 0
@@ -98,8 +98,8 @@ def fold_options(stats, targets, denominator, loss_options, n_cols):
         lse = stats.softmax.row_max + stats.softmax.log_sum_exp
         losses += z * lse * lse
         a += 2.0 * (z * scale) * lse
-    a = tl.where(targets.is_class, a, float("nan"))
-    return tl.where(is_counted, losses, 0.0), Coefficients(a, b, s)
+    a = tl.where(targets.is_class, a / stats.softmax.sum_exp, float("nan"))
+    return tl.where(is_counted, losses, 0.0), Coefficients(tl.where(is_counted, a, 0.0), b, s)
 
 
 @triton.jit

@@ -94,9 +94,15 @@ def finite_max(row_max):
 
 
 @triton.jit
+def zero_partials(ROWS: tl.constexpr, N_PARTIALS: tl.constexpr, dtype: tl.constexpr):
+    """A sum of no element for each partial."""
+    return tl.zeros((ROWS, N_PARTIALS), dtype)
+
+
+@triton.jit
 def empty_partials(ROWS: tl.constexpr, N_PARTIALS: tl.constexpr, dtype: tl.constexpr):
     """SoftmaxPartials of no element."""
-    zeros = tl.zeros((ROWS, N_PARTIALS), dtype)
+    zeros = zero_partials(ROWS, N_PARTIALS, dtype)
     return SoftmaxPartials(zeros - float("inf"), zeros)
 
 
@@ -164,7 +170,7 @@ def cost_to_lse(cost, softmax):
 @triton.jit
 def empty_row_sums(ROWS: tl.constexpr, N_PARTIALS: tl.constexpr, dtype: tl.constexpr):
     """RowSums of no element."""
-    zeros = tl.zeros((ROWS, N_PARTIALS), dtype)
+    zeros = zero_partials(ROWS, N_PARTIALS, dtype)
     empty = Cost(zeros, zeros)
     return RowSums(empty_partials(ROWS, N_PARTIALS, dtype), empty, empty)
 

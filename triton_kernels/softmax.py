@@ -18,6 +18,7 @@ from .online_softmax import (
     finite_max,
     load_logits,
     online_softmax_update,
+    zero_partials,
 )
 from .tiles import column_tile, load_tile, row_block, store_tile
 
@@ -116,7 +117,7 @@ def softmax_backward_online_kernel(
 ):
     """dx = y * (dy - sum(y * dy)), or dy - exp(y) * sum(dy) with LOG, of longer rows."""
     rows = row_block(tl.program_id(0), n_rows, y, TILE)
-    partials = tl.zeros((TILE.rows, N_PARTIALS), COMPUTE_DTYPE)
+    partials = zero_partials(TILE.rows, N_PARTIALS, COMPUTE_DTYPE)
     for start in range(0, n_cols + TILE.vec_size - 1, TILE.cols):
         tile = column_tile(start, rows, n_cols, TILE)
         summand = load_tile(dy, tile, TILE, "evict_last").to(COMPUTE_DTYPE)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .arithmetic import softcap
+from .arithmetic import exp, softcap, softcap_grad
 from .tiles import load_classes, load_tile
 
 
@@ -51,14 +51,20 @@ def load_targets(target, class_weight_ptr, rows, n_cols, ignore_index, dtype: tl
 
 
 @triton.jit
-def load_target_logits(logits, target, rows, targets, SOFTCAP: tl.constexpr, dtype: tl.constexpr):
-    """The logit of each row's class after the softcap, NaN where there is no such class."""
+def target_offsets(matrix, rows, targets):
+    """Offset of each row's class from the start of a matrix."""
+    row_start = rows.outer * matrix.outer_stride + rows.index * matrix.row_stride
+    return row_start + targets.index * matrix.class_stride
+
+
+@triton.jit
+def load_target_logits(logits, target, rows, targets, dtype: tl.constexpr):
+    """The logit of each row's class, NaN where there is no such class."""
     x = targets.weight
     if not target.ptr.dtype.element_ty.is_floating():
         # one more load of a cached element instead of a search through the tile
-        offsets = rows.outer * logits.outer_stride + rows.index * logits.row_stride
-        ptrs = logits.ptr + offsets + targets.index * logits.class_stride
-        x = softcap(tl.load(ptrs, mask=targets.is_class, other=float("nan")).to(dtype), SOFTCAP)
+        ptrs = logits.ptr + target_offsets(logits, rows, targets)
+        x = tl.load(ptrs, mask=targets.is_class, other=float("nan")).to(dtype)
     return x
 
 
@@ -92,15 +98,42 @@ def load_class_weights(
 
 
 @triton.jit
-def target_gradient(target, targets, tile, weights, coefficients, HAS_SMOOTHING: tl.constexpr):
-    """b * class_weight * q + s * class_weight of each class of a tile."""
+def class_gradient(target, weights, coefficients, HAS_SMOOTHING: tl.constexpr):
+    """b * class_weight * probability + s * class_weight of each class of a tile."""
+    gradient = tl.zeros_like(weights.smooth)
     if target.ptr.dtype.element_ty.is_floating():
         gradient = coefficients.b[:, None] * weights.target
-    else:
-        # the one-hot is subtracted in the tile, before the gradient is rounded
-        b = coefficients.b * targets.weight
-        is_target = tile.cols == targets.index.to(tl.int32)[:, None]
-        gradient = tl.where(is_target, b[:, None], 0.0)
     if HAS_SMOOTHING:
         gradient += coefficients.s[:, None] * weights.smooth
     return gradient
+
+
+@triton.jit
+def one_hot(targets, tile, value):
+    """``value`` of each row at its class, 0 elsewhere in a tile."""
+    return tl.where(tile.cols == targets.index[:, None], value[:, None], 0.0)
+
+
+@triton.jit
+def store_target_gradient(
+    dlogits,
+    rows,
+    targets,
+    target_logits,
+    row_max,
+    coefficients,
+    SOFTCAP: tl.constexpr,
+    HAS_SMOOTHING: tl.constexpr,
+):
+    """Overwrite the gradient of each row's class, where the tile left out b * onehot(target).
+
+    To compare every column with the target takes up to half as many registers again.
+    """
+    p = exp(softcap(target_logits, SOFTCAP) - row_max)
+    subtracted = coefficients.b * targets.weight
+    if HAS_SMOOTHING:
+        subtracted += coefficients.s * targets.weight
+    gradient = (coefficients.a * p - subtracted) * softcap_grad(target_logits, SOFTCAP)
+    # another thread has written the element
+    tl.debug_barrier()
+    tl.store(dlogits.ptr + target_offsets(dlogits, rows, targets), gradient, mask=targets.is_class)
