@@ -42,16 +42,14 @@ from .online_softmax import (
     zero_partials,
 )
 from .targets import (
-    class_gradient,
     load_class_weights,
     load_target_logits,
     load_targets,
     one_hot,
+    subtract_class_gradient,
 )
-from .tiles import column_tile, load_tile, row_block, store_tile
+from .tiles import MIN_SHARED_ROWS, column_tile, load_tile, row_block, store_tile
 
-# rows of a tile with at least as many share vectors, which a mask of rows would divide
-MIN_SHARED_ROWS = tl.constexpr(32)
 
 
 class RowOutputPointers(NamedTuple):
@@ -174,9 +172,10 @@ def cross_entropy_backward_kernel(
     if HAS_SMOOTHING:
         s = tl.load(row_inputs.s + index, mask=rows.exist, other=0.0)
     gradient = weight_of_p * p
-    gradient -= class_gradient(target, weights, Coefficients(a, b, s), HAS_SMOOTHING)
     if not target.ptr.dtype.element_ty.is_floating():
         gradient -= one_hot(targets, tile, b)
+    coefficients = Coefficients(a, b, s)
+    gradient = subtract_class_gradient(gradient, target, weights, coefficients, HAS_SMOOTHING)
     store_tile(dlogits, tile, gradient * softcap_grad(x, SOFTCAP), TILE)
 
 

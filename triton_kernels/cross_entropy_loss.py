@@ -38,18 +38,17 @@ from .online_softmax import (
     update_row_sums,
 )
 from .targets import (
-    class_gradient,
     class_weight_at,
     load_class_weights,
     load_target_logits,
     load_targets,
     one_hot,
-    store_target_gradient,
+    store_targets,
+    subtract_class_gradient,
+    target_gradient,
 )
-from .tiles import column_tile, load_tile, row_block, store_tile
+from .tiles import MIN_SHARED_ROWS, column_tile, load_tile, row_block, store_tile
 
-# rows of a tile with at least as many share vectors, which a mask of rows would divide
-MIN_SHARED_ROWS = tl.constexpr(32)
 # loading the target first and skipping ignored rows pays off from this many columns on
 MIN_SKIPPED_COLS = tl.constexpr(2048)
 
@@ -116,21 +115,21 @@ def cross_entropy_loss_kernel(
     losses, coefficients = fold_options(stats, targets, denominator_value, loss_options, n_cols)
     if dlogits is not None:
         gradient = coefficients.a[:, None] * exp_x
-        gradient -= class_gradient(target, weights, coefficients, HAS_SMOOTHING)
+        gradient = subtract_class_gradient(gradient, target, weights, coefficients, HAS_SMOOTHING)
         if TILE.packed and IS_INDEX:
             gradient -= one_hot(targets, tile, coefficients.b * targets.weight)
         if SOFTCAP.cap is not None:
             # reload the logits before the softcap; keeping them costs too many registers
             x = load_tile(logits, tile, TILE, None, needed_rows).to(dtype)
             x = tl.where(targets.is_counted[:, None], x, 0.0)
+        target_value = target_gradient(
+            targets, target_logits, stats.softmax.row_max, coefficients, SOFTCAP, HAS_SMOOTHING
+        )
         # in place, every thread reads before one writes
         tl.debug_barrier()
         store_tile(dlogits, tile, gradient * softcap_grad(x, SOFTCAP), TILE)
         if IS_INDEX and not TILE.packed:
-            store_target_gradient(
-                dlogits, rows, targets, target_logits, stats.softmax.row_max, coefficients,
-                SOFTCAP, HAS_SMOOTHING,
-            )  # fmt: skip
+            store_targets(dlogits, rows, targets, target_value)
     reduce_loss(losses, denominator_value, loss)
 
 
@@ -173,6 +172,9 @@ def cross_entropy_loss_online_kernel(
 
     if dlogits is not None:
         row_max = tl.where(targets.is_counted, stats.softmax.row_max, 0.0)
+        target_value = target_gradient(
+            targets, target_logits, stats.softmax.row_max, coefficients, SOFTCAP, HAS_SMOOTHING
+        )
         # in place, every thread reads before one writes
         tl.debug_barrier()
         n_blocks = tl.cdiv(n_cols + TILE.vec_size - 1, TILE.cols)
@@ -184,11 +186,10 @@ def cross_entropy_loss_online_kernel(
                 x = tl.where(targets.is_counted[:, None], x, 0.0)
             gradient = coefficients.a[:, None] * exp(softcap(x, SOFTCAP) - row_max[:, None])
             weights = load_class_weights(target, class_weight_ptr, tile, n_cols, TILE, dtype)
-            gradient -= class_gradient(target, weights, coefficients, HAS_SMOOTHING)
-            gradient *= softcap_grad(x, SOFTCAP)
-            store_tile(dlogits, tile, gradient, TILE, "evict_first")
-        if IS_INDEX:
-            store_target_gradient(
-                dlogits, rows, targets, target_logits, row_max, coefficients, SOFTCAP, HAS_SMOOTHING
+            gradient = subtract_class_gradient(
+                gradient, target, weights, coefficients, HAS_SMOOTHING
             )
+            store_tile(dlogits, tile, gradient * softcap_grad(x, SOFTCAP), TILE, "evict_first")
+        if IS_INDEX:
+            store_targets(dlogits, rows, targets, target_value)
     reduce_loss(losses, denominator_value, loss)

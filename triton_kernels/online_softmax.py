@@ -63,7 +63,7 @@ def load_logits(
     is_edge,
     dtype: tl.constexpr,
     TILE: tl.constexpr,
-    SOFTCAP: tl.constexpr,
+    SOFTCAP: tl.constexpr = None,
     EVICTION: tl.constexpr = None,
     needed_rows=None,
 ):
@@ -71,11 +71,14 @@ def load_logits(
 
     ``is_edge`` is False for a tile that lies completely inside its rows and needs no comparison.
     """
-    x = load_tile(logits, tile, TILE, EVICTION, needed_rows, OTHER=-float("inf"))
-    x = softcap(x.to(dtype), SOFTCAP)
-    # vectors hold elements beside a row, and a softcap or a scale of 0 or below changes -inf
-    reads_beside: tl.constexpr = TILE.unaligned_rows or TILE.packed
-    if reads_beside or SOFTCAP.scale <= 0.0 or SOFTCAP.cap is not None:  # noqa: SIM102, run time
+    x = load_tile(logits, tile, TILE, EVICTION, needed_rows, OTHER=-float("inf")).to(dtype)
+    changes_infinity: tl.constexpr = SOFTCAP is not None and (
+        SOFTCAP.scale <= 0.0 or SOFTCAP.cap is not None
+    )
+    if SOFTCAP is not None:
+        x = softcap(x, SOFTCAP)
+    # vectors hold elements beside a row, and some softcaps change the -inf of a mask
+    if TILE.unaligned_rows or TILE.packed or changes_infinity:  # noqa: SIM102, constants alone
         if is_edge:
             x = tl.where(tile.in_row, x, -float("inf"))
     return x

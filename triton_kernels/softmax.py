@@ -10,7 +10,7 @@ With LOG the operator is log-softmax: y = log(p).
 import triton
 import triton.language as tl
 
-from .arithmetic import SoftCap, exact_exp, exp, log
+from .arithmetic import exact_exp, exp, log
 from .online_softmax import (
     as_partials,
     combine_partials,
@@ -21,9 +21,6 @@ from .online_softmax import (
     zero_partials,
 )
 from .tiles import column_tile, load_tile, row_block, store_tile
-
-NO_SOFTCAP = tl.constexpr(SoftCap(1.0, None))
-
 
 @triton.jit
 def softmax_forward_kernel(
@@ -38,7 +35,7 @@ def softmax_forward_kernel(
     """y = exp(x - row_max) / sum_exp, of rows that a tile holds."""
     rows = row_block(tl.program_id(0), n_rows, x, TILE)
     tile = column_tile(0, rows, n_cols, TILE)
-    value = load_logits(x, tile, True, COMPUTE_DTYPE, TILE, NO_SOFTCAP)
+    value = load_logits(x, tile, True, COMPUTE_DTYPE, TILE)
     value = value - finite_max(tl.max(value, axis=1))[:, None]
     exp_x = exp(value)
     sum_exp = tl.sum(exp_x, axis=1)[:, None]
@@ -63,7 +60,7 @@ def softmax_forward_online_kernel(
     for start in range(0, n_cols + TILE.vec_size - 1, TILE.cols):
         tile = column_tile(start, rows, n_cols, TILE)
         is_edge = (start == 0) | (start + TILE.cols > n_cols)
-        value = load_logits(x, tile, is_edge, COMPUTE_DTYPE, TILE, NO_SOFTCAP, "evict_last")
+        value = load_logits(x, tile, is_edge, COMPUTE_DTYPE, TILE, EVICTION="evict_last")
         partials = online_softmax_update(partials, as_partials(value, N_PARTIALS))
 
     stats = combine_partials(partials)

@@ -98,13 +98,12 @@ def load_class_weights(
 
 
 @triton.jit
-def class_gradient(target, weights, coefficients, HAS_SMOOTHING: tl.constexpr):
-    """b * class_weight * probability + s * class_weight of each class of a tile."""
-    gradient = tl.zeros_like(weights.smooth)
+def subtract_class_gradient(gradient, target, weights, coefficients, HAS_SMOOTHING: tl.constexpr):
+    """gradient - b * class_weight * probability - s * class_weight of each class of a tile."""
     if target.ptr.dtype.element_ty.is_floating():
-        gradient = coefficients.b[:, None] * weights.target
+        gradient -= coefficients.b[:, None] * weights.target
     if HAS_SMOOTHING:
-        gradient += coefficients.s[:, None] * weights.smooth
+        gradient -= coefficients.s[:, None] * weights.smooth
     return gradient
 
 
@@ -115,9 +114,7 @@ def one_hot(targets, tile, value):
 
 
 @triton.jit
-def store_target_gradient(
-    dlogits,
-    rows,
+def target_gradient(
     targets,
     target_logits,
     row_max,
@@ -125,15 +122,20 @@ def store_target_gradient(
     SOFTCAP: tl.constexpr,
     HAS_SMOOTHING: tl.constexpr,
 ):
-    """Overwrite the gradient of each row's class, where the tile left out b * onehot(target).
-
-    To compare every column with the target takes up to half as many registers again.
-    """
+    """The gradient of each row's class, with b * onehot(target)."""
     p = exp(softcap(target_logits, SOFTCAP) - row_max)
-    subtracted = coefficients.b * targets.weight
+    gradient = coefficients.a * p - coefficients.b * targets.weight
     if HAS_SMOOTHING:
-        subtracted += coefficients.s * targets.weight
-    gradient = (coefficients.a * p - subtracted) * softcap_grad(target_logits, SOFTCAP)
-    # another thread has written the element
+        gradient -= coefficients.s * targets.weight
+    return gradient * softcap_grad(target_logits, SOFTCAP)
+
+
+@triton.jit
+def store_targets(matrix, rows, targets, value):
+    """Overwrite the element of each row's class, which a tile has stored without its target.
+
+    To compare every column of the tile with the target takes up to half as many registers again.
+    """
+    # another thread has stored the element
     tl.debug_barrier()
-    tl.store(dlogits.ptr + target_offsets(dlogits, rows, targets), gradient, mask=targets.is_class)
+    tl.store(matrix.ptr + target_offsets(matrix, rows, targets), value, mask=targets.is_class)

@@ -21,6 +21,10 @@ import triton
 import triton.language as tl
 
 
+# many rows of a tile share vectors, which a mask of rows would divide
+MIN_SHARED_ROWS = tl.constexpr(32)
+
+
 class Matrix(NamedTuple):
     """A tensor's pointer and strides, in elements."""
 
