@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from torch import Tensor
+from torch_softmax._kernels.tiles import Matrix
 from triton.backends.compiler import GPUTarget
 
 from torch_softmax import _launch
-from torch_softmax._kernels.tiles import Matrix
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -84,6 +84,7 @@ class Options(NamedTuple):
     with_entropy: bool = False
 
 
+PLAIN = Options()
 SMOOTHED = Options(label_smoothing=0.1)
 EVERYTHING = Options(0.1, 1e-4, 30.0, 0.5, with_entropy=True)
 WEIGHTED = Options(0.1, with_weight=True)
@@ -104,7 +105,7 @@ def rows_forward_and_backward(logits: Tensor, target: Tensor, options: Options) 
 
 
 def loss_and_gradient(
-    logits: Tensor, target: Tensor, options: Options = Options(), with_gradient: bool = True
+    logits: Tensor, target: Tensor, options: Options = PLAIN, with_gradient: bool = True
 ) -> None:
     """One pass, and the factor of the gradient."""
     weight = torch.ones(logits.shape[-1]) if options.with_weight else None
@@ -129,12 +130,12 @@ def loss_and_gradient(
 OPERATIONS = {
     "softmax": softmax,
     "log_softmax": log_softmax,
-    "cross_entropy": lambda x: rows_forward_and_backward(x, class_indices(x), Options()),
+    "cross_entropy": lambda x: rows_forward_and_backward(x, class_indices(x), PLAIN),
     "smoothed_cross_entropy": lambda x: rows_forward_and_backward(x, class_indices(x), SMOOTHED),
     "cross_entropy_with_everything": lambda x: rows_forward_and_backward(
         x, class_indices(x), EVERYTHING
     ),
-    "probability_cross_entropy": lambda x: rows_forward_and_backward(x, x.clone(), Options()),
+    "probability_cross_entropy": lambda x: rows_forward_and_backward(x, x.clone(), PLAIN),
     "probability_cross_entropy_with_everything": lambda x: rows_forward_and_backward(
         x, x.clone(), EVERYTHING
     ),
