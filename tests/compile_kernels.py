@@ -1,10 +1,10 @@
-"""Compile the kernels without a GPU, as the operators would start them, and print JSON.
+"""Compile the kernels without a GPU, as the launchers would start them, and print JSON.
 
     python tests/compile_kernels.py sm_90 bfloat16
 
-The operators run on CPU tensors, and every kernel they would start is compiled instead, by the path
-that a launch takes through Triton: signature, alignment, constants and options are those of a GPU.
-A script of its own, because a process that has TRITON_INTERPRET set compiles nothing.
+The launchers run on CPU tensors, and every kernel that they would launch is compiled instead, by
+the path that a launch takes through Triton: signature, alignment, constants and options are those
+of a GPU. A script of its own, because a process that has TRITON_INTERPRET set compiles nothing.
 """
 
 import itertools
@@ -18,16 +18,10 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from torch import Tensor
+from torch_softmax._kernels.tiles import Matrix
 from triton.backends.compiler import GPUTarget
 
-from torch_softmax import (
-    _launch,
-    cross_entropy,
-    cross_entropy_with_stats,
-    log_softmax,
-    softmax,
-)
-from torch_softmax._ops import registration
+from torch_softmax import _launch
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -53,7 +47,7 @@ LAYOUTS = {
 }
 
 
-COUNT_KERNEL = "cross_entropy_count_kernel"
+WEIGHT_SUM_KERNEL = "weight_sum_kernel"
 
 
 class Case(NamedTuple):
@@ -67,45 +61,106 @@ class Case(NamedTuple):
 
 
 def class_indices(logits: Tensor) -> Tensor:
-    return torch.zeros(logits.shape[:1] + logits.shape[2:], dtype=torch.int64)
+    return torch.zeros(logits.shape[:-1], dtype=torch.int64)
 
 
-def backward_of_rows(logits: Tensor, target: Tensor, **options: Any) -> None:
+def softmax(x: Tensor) -> None:
+    _launch.launch_softmax_backward(x, _launch.launch_softmax_forward(x, x.dtype), x.dtype)
+
+
+def log_softmax(x: Tensor) -> None:
+    y = _launch.launch_log_softmax_forward(x, x.dtype)
+    _launch.launch_log_softmax_backward(x, y, x.dtype)
+
+
+class Options(NamedTuple):
+    """The options that a kernel is specialized for."""
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    softcap: float | None = None
+    logit_scale: float = 1.0
+    with_weight: bool = False
+    with_entropy: bool = False
+
+
+PLAIN = Options()
+SMOOTHED = Options(label_smoothing=0.1)
+EVERYTHING = Options(0.1, 1e-4, 30.0, 0.5, with_entropy=True)
+WEIGHTED = Options(0.1, with_weight=True)
+
+
+def rows_forward_and_backward(logits: Tensor, target: Tensor, options: Options) -> None:
     """Forward and backward in two kernels, as for a loss of each row."""
-    cross_entropy(logits, target, reduction="none", **options).sum().backward()
-
-
-def backward_of_everything(logits: Tensor, target: Tensor) -> None:
-    """Backward of a loss to which every option and statistic contributes."""
-    loss, lse, entropy, _ = cross_entropy_with_stats(
-        logits, target, label_smoothing=0.1, z_loss=1e-4, softcap=30.0, logit_scale=0.5
+    is_smoothed = options.label_smoothing > 0
+    weight = torch.ones(logits.shape[-1]) if is_smoothed else None
+    cap = (options.logit_scale, options.softcap)
+    outputs = _launch.launch_cross_entropy_forward(
+        logits, target, weight, *cap, options.with_entropy
     )
-    (loss + lse.sum() + entropy.sum()).backward()
+    s = outputs.nll if is_smoothed else None
+    e = outputs.nll if options.with_entropy else None
+    rows = (outputs.softmax_stats, outputs.nll, outputs.nll, s, e)
+    _launch.launch_cross_entropy_backward(logits, target, weight, *rows, *cap)
+
+
+def loss_and_gradient(
+    logits: Tensor, target: Tensor, options: Options = PLAIN, with_gradient: bool = True
+) -> None:
+    """One pass, and the factor of the gradient."""
+    weight = torch.ones(logits.shape[-1]) if options.with_weight else None
+    _loss, dlogits = _launch.launch_cross_entropy_loss(
+        logits,
+        target,
+        weight,
+        None,
+        -100,
+        "mean",
+        options.label_smoothing,
+        options.z_loss,
+        options.softcap,
+        options.logit_scale,
+        logits.dtype,
+        with_gradient,
+    )
+    factor = torch.ones((), dtype=logits.dtype)
+    _launch.launch_scale_inplace(dlogits, factor)
 
 
 OPERATIONS = {
-    "softmax": lambda x: softmax(x, 1).backward(x.detach()),
-    "log_softmax": lambda x: log_softmax(x, 1).backward(x.detach()),
-    "cross_entropy": lambda x: backward_of_rows(x, class_indices(x)),
-    "smoothed_cross_entropy": lambda x: backward_of_rows(x, class_indices(x), label_smoothing=0.1),
-    "cross_entropy_loss": lambda x: cross_entropy(x.detach(), class_indices(x)),
-    "cross_entropy_step": lambda x: (2 * cross_entropy(x, class_indices(x))).backward(),
-    "cross_entropy_step_with_everything": lambda x: cross_entropy(
-        x, class_indices(x), label_smoothing=0.1, z_loss=1e-4, softcap=30.0, logit_scale=0.5
-    ).backward(),
-    "cross_entropy_with_everything": lambda x: backward_of_everything(x, class_indices(x)),
-    "soft_cross_entropy": lambda x: backward_of_rows(x, x.detach()),
-    "soft_cross_entropy_with_everything": lambda x: backward_of_everything(x, x.detach()),
+    "softmax": softmax,
+    "log_softmax": log_softmax,
+    "cross_entropy": lambda x: rows_forward_and_backward(x, class_indices(x), PLAIN),
+    "smoothed_cross_entropy": lambda x: rows_forward_and_backward(x, class_indices(x), SMOOTHED),
+    "cross_entropy_with_everything": lambda x: rows_forward_and_backward(
+        x, class_indices(x), EVERYTHING
+    ),
+    "probability_cross_entropy": lambda x: rows_forward_and_backward(x, x.clone(), PLAIN),
+    "probability_cross_entropy_with_everything": lambda x: rows_forward_and_backward(
+        x, x.clone(), EVERYTHING
+    ),
+    "loss_alone": lambda x: loss_and_gradient(x, class_indices(x), with_gradient=False),
+    "loss": lambda x: loss_and_gradient(x, class_indices(x)),
+    "loss_with_everything": lambda x: loss_and_gradient(x, class_indices(x), EVERYTHING),
+    "weighted_loss": lambda x: loss_and_gradient(x, class_indices(x), WEIGHTED),
+    "probability_loss": lambda x: loss_and_gradient(x, x.clone()),
+    "probability_loss_with_everything": lambda x: loss_and_gradient(x, x.clone(), EVERYTHING),
 }
 
-# whole and walked rows, alone in a program and together; and between them every kernel
+# rows that a tile holds and longer ones, alone in a program and together: every kernel
 SCHEDULE_LAYOUTS = [
     "few_classes",
     "one_row_a_program",
     "longer_than_a_block",
     "many_channels_first",
 ]
-PLAIN_OPERATIONS = ["softmax", "cross_entropy", "cross_entropy_step", "soft_cross_entropy"]
+PLAIN_OPERATIONS = [
+    "softmax",
+    "cross_entropy",
+    "probability_cross_entropy",
+    "loss",
+    "probability_loss",
+]
 EVERY_OPTION = [operation for operation in OPERATIONS if operation.endswith("everything")]
 CASES = [
     Case(*case)
@@ -119,6 +174,10 @@ CASES = [
     )
     for case in itertools.product(targets, operations, layouts, dtypes)
 ]
+
+
+# the weight_sum kernel reads no matrix
+NO_TILE = {"rows": 4096, "cols": 1, "vec_size": 1, "unaligned_rows": False, "packed": False}
 
 
 class OfflineDriver:
@@ -146,7 +205,8 @@ class CompilingKernel:
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
         def compile(*args: Any, **kwargs: Any) -> None:
             record = {"kernel": self.name, "error": None, "matrix_bytes": matrix_bytes(args)}
-            record |= {name: value for name, value in kwargs.items() if isinstance(value, int)}
+            record |= kwargs["TILE"]._asdict() if "TILE" in kwargs else NO_TILE
+            record["num_warps"] = kwargs["num_warps"]
             try:
                 record |= measure(self.kernel.warmup(*args, grid=grid, **kwargs).asm)
             # whatever it is, the other kernels are compiled and the tests name all that fail
@@ -159,9 +219,9 @@ class CompilingKernel:
 
 def matrix_bytes(args: tuple[Any, ...]) -> int:
     """Bytes for each element of the tile, in the matrices that a kernel reads and writes."""
-    tensors = [arg for arg in args if isinstance(arg, Tensor)]
-    largest = max(tensor.numel() for tensor in tensors)
-    return sum(tensor.element_size() for tensor in tensors if tensor.numel() == largest)
+    matrices = [arg.ptr for arg in args if isinstance(arg, Matrix)]
+    n_elements = max((matrix.numel() for matrix in matrices), default=0)
+    return sum(matrix.element_size() for matrix in matrices if matrix.numel() == n_elements)
 
 
 def measure(asm: Any) -> dict[str, Any]:
@@ -210,8 +270,7 @@ def amd_access_widths(amdgcn: str) -> list[int]:
 
 
 def replace_kernels(records: list[dict[str, Any]]) -> None:
-    """Let CPU tensors take the launchers, and the launchers compile."""
-    registration.INTERPRETED = True
+    """Let the launchers compile the kernels."""
     launchers = [
         module for name, module in sys.modules.items() if name.startswith(_launch.__name__)
     ]
@@ -222,24 +281,23 @@ def replace_kernels(records: list[dict[str, Any]]) -> None:
 
 
 def schedule(record: dict[str, Any]) -> str:
-    rows = "rows" if record["BLOCK_ROWS"] > 1 else "row"
-    walked = ", walked" if record["walked"] else ""
-    return rows + walked + (", in words" if record["VECTOR"] > 1 else "")
+    if record["packed"]:
+        return "packed"
+    rows = "rows" if record["rows"] > 1 else "row"
+    online = ", online" if record["is_online"] else ""
+    return rows + online + (", vectors" if record["vec_size"] > 1 else "")
 
 
 def compile_case(case: Case, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One record for each kernel that the case starts."""
+    """One record for each kernel that the case launches."""
     shape, dtype = LAYOUTS[case.layout], getattr(torch, case.dtype)
     records.clear()
-    OPERATIONS[case.operation](torch.empty(shape, dtype=dtype, requires_grad=True))
+    OPERATIONS[case.operation](torch.empty(shape, dtype=dtype).movedim(1, -1))
     for record in records:
-        # it has no matrix
-        if record["kernel"] == COUNT_KERNEL:
-            record |= {"BLOCK_COLS": 1, "VECTOR": 1, "matrix_bytes": 0}
         threads = record["num_warps"] * TARGETS[case.target].warp_size
-        elements = record["BLOCK_ROWS"] * record["BLOCK_COLS"] // threads
+        elements = record["rows"] * record["cols"] // threads
         record["case"] = str(case)
-        record["walked"] = record["BLOCK_COLS"] < shape[1] and record["kernel"] != COUNT_KERNEL
+        record["is_online"] = record["cols"] < shape[1] and record["kernel"] != WEIGHT_SUM_KERNEL
         record["schedule"] = schedule(record)
         record["elements_per_thread"] = elements
         record["matrix_bytes_per_thread"] = elements * record.pop("matrix_bytes")
@@ -247,11 +305,11 @@ def compile_case(case: Case, records: list[dict[str, Any]]) -> list[dict[str, An
 
 
 def main(target: str, dtype: str) -> None:
-    started: list[dict[str, Any]] = []
-    replace_kernels(started)
+    launched: list[dict[str, Any]] = []
+    replace_kernels(launched)
     triton.runtime.driver.set_active(OfflineDriver(TARGETS[target]))
     cases = [case for case in CASES if (case.target, case.dtype) == (target, dtype)]
-    json.dump([record for case in cases for record in compile_case(case, started)], sys.stdout)
+    json.dump([record for case in cases for record in compile_case(case, launched)], sys.stdout)
 
 
 if __name__ == "__main__":

@@ -1,162 +1,186 @@
-"""Cross-entropy of rows of logits against a class index per row, and its gradient.
+"""Cross-entropy of rows of logits, and its gradient, with coefficients per row.
 
-Notation, along a row: shift is the largest logit, log_total = log(sum(exp(logits - shift))), and
-lse = shift + log_total. The two are kept apart, as ``softmax_stats``, because their rounded sum
-would lose the small one: logits near 10,000 would leave a float32 loss three correct digits.
+Notation, along a row: row_max is the largest logit, log_sum_exp = log(sum(exp(logits - row_max))),
+and lse = row_max + log_sum_exp. The kernels keep the first two apart, as ``softmax_stats``: their
+rounded sum would lose the small one, and logits near 10,000 would leave a float32 loss three
+correct digits. q is the one-hot of the row's target, or its probabilities; w are the class weights
+or 1, and 1 for class indices.
 
-A row has two losses, each without its factor: nll = lse - logits[target], and what label smoothing
-adds, smooth = sum(class_weight * (lse - logits)); and two statistics, lse and entropy. Every option
-of a cross-entropy is a function of these four per row, so the gradient is always
+A row has two losses, nll = sum(w * q * (lse - logits)) and, for label smoothing, smooth =
+sum(class_weight * (lse - logits)), and two statistics, lse and entropy. A class of weight or
+probability 0 costs 0, whatever its logit. Every option of a cross-entropy is a function of these
+four, so the gradient with p = softmax(logits) and coefficients per row is always
 
-    dlogits = (a - e * log(p)) * p - b * onehot(target) - s * class_weight
+    dlogits = ((a - e * log(p)) * p - b * w * q - s * class_weight) * softcap_grad(logits)
 
-with p = softmax(logits) and coefficients per row; a contains -e * entropy. CAP acts on
-the logits as they are loaded, and by their slope on the gradient as it is stored.
+where a contains -e * entropy. The softcap acts on the logits as they are loaded.
 
-One program owns BLOCK_ROWS rows; the forward kernel walks along them, the backward kernel takes
-one block of columns. Vectors with one entry per row are contiguous; one that is None is not wanted.
-Arithmetic is in the dtype of nll and of the coefficients. A target outside [0, n_cols) makes its
-row's nll and gradient NaN and never reads outside the row.
+One program owns TILE.rows rows; the forward kernel reads them block by block, the backward kernel
+takes one block of columns. Vectors with one entry per row are contiguous; a None pointer disables
+its input or output at compile time. Arithmetic is in the dtype of nll and of the coefficients. A
+target outside [0, n_cols) makes its row's nll and gradient NaN and is never used as an address.
 """
+
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
-from .online import (
-    capped,
-    fold_cost,
-    fold_prediction,
-    fold_product,
-    fold_total,
-    in_lanes,
+from .arithmetic import exp, softcap, softcap_grad
+from .loss_epilogue import Coefficients
+from .online_softmax import (
+    as_partials,
+    combine_entropy,
+    combine_prediction,
+    combine_row_sums,
+    cost_to_lse,
+    empty_row_sums,
     load_logits,
-    log_probabilities,
-    merge_cost,
-    merge_lanes,
-    merge_prediction,
-    merge_product,
-    slope,
-    weigh_probabilities,
+    update_entropy,
+    update_prediction,
+    update_row_sums,
+    zero_partials,
 )
-from .rows import (
-    load_columns,
+from .targets import (
+    load_class_weights,
+    load_target_logits,
     load_targets,
-    load_tile,
-    row_places,
-    store_tile,
-    tile_columns,
+    one_hot,
+    subtract_class_gradient,
 )
+from .tiles import MIN_SHARED_ROWS, column_tile, load_tile, row_block, store_tile
+
+
+class RowOutputPointers(NamedTuple):
+    """What the forward kernel stores for each row."""
+
+    nll: Any
+    smooth: Any
+    target_weight: Any
+    lse: Any
+    entropy: Any
+    prediction: Any
+    softmax_stats: Any
+
+
+class RowInputPointers(NamedTuple):
+    """What the backward kernel loads for each row."""
+
+    softmax_stats: Any
+    a: Any
+    b: Any
+    s: Any
+    e: Any
 
 
 @triton.jit
 def cross_entropy_forward_kernel(
-    logits_ptr,
-    target_ptr,
+    logits,
+    target,
     class_weight_ptr,
-    row_ptrs,
+    row_outputs,
     n_rows,
     n_cols,
-    logits_strides,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLS: tl.constexpr,
-    LANES: tl.constexpr,
-    VECTOR: tl.constexpr,
-    ENDS: tl.constexpr,
-    CAP: tl.constexpr,
+    TILE: tl.constexpr,
+    N_PARTIALS: tl.constexpr,
+    SOFTCAP: tl.constexpr,
 ):
-    """nll = lse - logits[target], smooth = sum(class_weight * (lse - logits)), and statistics."""
-    nll_ptr, smooth_ptr, softmax_stats_ptr, lse_ptr, entropy_ptr, prediction_ptr = row_ptrs
-    places = row_places(tl.program_id(0), n_rows, BLOCK_ROWS, logits_strides, VECTOR)
-    outer, rows, _, in_rows = places
-    dtype: tl.constexpr = nll_ptr.dtype.element_ty
-    largest = tl.full((BLOCK_ROWS, LANES), -float("inf"), dtype)
-    total = tl.zeros((BLOCK_ROWS, LANES), dtype)
-    smooth = tl.zeros((BLOCK_ROWS, LANES), dtype)
-    weight_total = tl.zeros((BLOCK_ROWS, LANES), dtype)
-    product = tl.zeros((BLOCK_ROWS, LANES), dtype)
-    prediction = tl.zeros((BLOCK_ROWS, LANES), tl.int32)
+    """nll = sum(w * q * (lse - logits)), smooth = sum(class_weight * (lse - logits)), lse, ..."""
+    dtype: tl.constexpr = row_outputs.nll.dtype.element_ty
+    HAS_SMOOTHING: tl.constexpr = class_weight_ptr is not None
+    HAS_ENTROPY: tl.constexpr = row_outputs.entropy is not None
+    rows = row_block(tl.program_id(0), n_rows, logits, TILE)
+    sums = empty_row_sums(TILE.rows, N_PARTIALS, dtype)
+    product = zero_partials(TILE.rows, N_PARTIALS, dtype)
+    prediction = zero_partials(TILE.rows, N_PARTIALS, tl.int32)
 
-    for start in range(0, n_cols + VECTOR - 1, BLOCK_COLS):
-        cols, _in_tile, words = tile_columns(start, places, n_cols, BLOCK_COLS, VECTOR, ENDS)
-        is_edge = (start == 0) | (start + BLOCK_COLS > n_cols)
-        x = load_logits(logits_ptr, logits_strides, words, is_edge, dtype, VECTOR, ENDS, CAP)
-        x = in_lanes(x, LANES)
-        old_largest = largest
-        old_total = total
-        largest, total = fold_total(x, largest, total)
-        if class_weight_ptr is not None:
-            weight = in_lanes(load_columns(class_weight_ptr, cols, n_cols), LANES)
-            smooth, weight_total = fold_cost(weight, x, old_largest, largest, smooth, weight_total)
-        if entropy_ptr is not None:
-            product = fold_product(x, old_largest, largest, old_total, product)
-            prediction = fold_prediction(x, in_lanes(cols, LANES), old_largest, prediction)
+    for start in range(0, n_cols + TILE.vec_size - 1, TILE.cols):
+        tile = column_tile(start, rows, n_cols, TILE)
+        is_edge = (start == 0) | (start + TILE.cols > n_cols)
+        x = load_logits(logits, tile, is_edge, dtype, TILE, SOFTCAP)
+        x = as_partials(x, N_PARTIALS)
+        weights = load_class_weights(target, class_weight_ptr, tile, n_cols, TILE, dtype)
+        old = sums.softmax
+        sums = update_row_sums(sums, x, target, weights, HAS_SMOOTHING)
+        if HAS_ENTROPY:
+            product = update_entropy(product, x, old, sums.softmax)
+            cols = as_partials(tile.cols, N_PARTIALS)
+            prediction = update_prediction(prediction, x, cols, old.row_max)
+    targets = load_targets(target, None, rows, n_cols, None, dtype)
+    target_logits = load_target_logits(logits, target, rows, targets, dtype)
+    stats = combine_row_sums(sums, target, targets, softcap(target_logits, SOFTCAP))
 
-    row_largest, shift, row_total, log_total = merge_lanes(largest, total)
-    index = outer * n_rows + rows
-    target = tl.load(target_ptr + index, mask=in_rows, other=0)
-    is_class = in_rows & (target >= 0) & (target < n_cols)
-    target_logit = load_targets(logits_ptr, logits_strides, outer, rows, target, is_class).to(dtype)
-    nll = (shift - capped(target_logit, CAP)) + log_total
-
-    tl.store(nll_ptr + index, nll, mask=in_rows)
-    tl.store(softmax_stats_ptr + 2 * index, shift, mask=in_rows)
-    tl.store(softmax_stats_ptr + 2 * index + 1, log_total, mask=in_rows)
-    tl.store(lse_ptr + index, shift + log_total, mask=in_rows)
-    if class_weight_ptr is not None:
-        smooth, weight_total = merge_cost(largest, smooth, weight_total, shift)
-        tl.store(smooth_ptr + index, smooth + weight_total * log_total, mask=in_rows)
-    if entropy_ptr is not None:
-        product = merge_product(largest, total, product, shift)
-        tl.store(entropy_ptr + index, log_total - product / row_total, mask=in_rows)
-        prediction = merge_prediction(largest, prediction, row_largest)
-        tl.store(prediction_ptr + index, prediction, mask=in_rows)
+    index = rows.outer * n_rows + rows.index
+    softmax = stats.softmax
+    nll = cost_to_lse(stats.target, softmax)
+    tl.store(row_outputs.nll + index, nll, mask=rows.exist)
+    tl.store(row_outputs.softmax_stats + 2 * index, softmax.row_max, mask=rows.exist)
+    tl.store(row_outputs.softmax_stats + 2 * index + 1, softmax.log_sum_exp, mask=rows.exist)
+    tl.store(row_outputs.lse + index, softmax.row_max + softmax.log_sum_exp, mask=rows.exist)
+    if row_outputs.target_weight is not None:
+        tl.store(row_outputs.target_weight + index, stats.target.weight, mask=rows.exist)
+    if HAS_SMOOTHING:
+        smooth = cost_to_lse(stats.smooth, softmax)
+        tl.store(row_outputs.smooth + index, smooth, mask=rows.exist)
+    if HAS_ENTROPY:
+        entropy = combine_entropy(product, sums.softmax, softmax)
+        tl.store(row_outputs.entropy + index, entropy, mask=rows.exist)
+        prediction = combine_prediction(prediction, sums.softmax)
+        tl.store(row_outputs.prediction + index, prediction, mask=rows.exist)
 
 
 @triton.jit
 def cross_entropy_backward_kernel(
-    logits_ptr,
-    target_ptr,
+    logits,
+    target,
     class_weight_ptr,
-    row_ptrs,
-    dlogits_ptr,
+    row_inputs,
+    dlogits,
     n_rows,
     n_cols,
-    strides,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLS: tl.constexpr,
-    VECTOR: tl.constexpr,
-    ENDS: tl.constexpr,
-    CAP: tl.constexpr,
+    TILE: tl.constexpr,
+    SOFTCAP: tl.constexpr,
 ):
-    """dlogits = (a - e * log(p)) * p - b * onehot(target) - s * class_weight, times the slope."""
-    softmax_stats_ptr, a_ptr, b_ptr, s_ptr, e_ptr = row_ptrs
-    logits_strides, dlogits_strides = strides
-    places = row_places(tl.program_id(0), n_rows, BLOCK_ROWS, logits_strides, VECTOR)
-    outer, rows, _, in_rows = places
-    start = tl.program_id(1) * BLOCK_COLS
-    cols, _, words = tile_columns(start, places, n_cols, BLOCK_COLS, VECTOR, ENDS)
-    index = outer * n_rows + rows
+    """dlogits = ((a - e * log(p)) * p - b * w * q - s * class_weight) * softcap_grad(logits)."""
+    HAS_SMOOTHING: tl.constexpr = row_inputs.s is not None
+    dtype: tl.constexpr = row_inputs.a.dtype.element_ty
+    rows = row_block(tl.program_id(0), n_rows, logits, TILE)
+    index = rows.outer * n_rows + rows.index
+    a = tl.load(row_inputs.a + index, mask=rows.exist, other=0.0)
+    b = tl.load(row_inputs.b + index, mask=rows.exist, other=0.0)
+    targets = load_targets(target, None, rows, n_cols, None, dtype)
+    a = tl.where(targets.is_class | (b == 0.0), a, float("nan"))
+    # a row without a gradient through p is not read: not even a NaN in it has a gradient
+    is_needed = rows.exist & (a != 0.0)
+    if row_inputs.e is not None:
+        is_needed = rows.exist
+    needed_rows = is_needed if TILE.rows < MIN_SHARED_ROWS else None
+    tile = column_tile(tl.program_id(1) * TILE.cols, rows, n_cols, TILE)
+    x = load_tile(logits, tile, TILE, needed_rows=needed_rows)
+    x = tl.where(is_needed[:, None], x.to(dtype), 0.0)
 
-    a = tl.load(a_ptr + index, mask=in_rows, other=0.0)
-    b = tl.load(b_ptr + index, mask=in_rows, other=0.0)
-    target = tl.load(target_ptr + index, mask=in_rows, other=0)
-    is_class = (target >= 0) & (target < n_cols)
-    a = tl.where(is_class | (b == 0.0), a, float("nan"))
+    log_p = load_log_probabilities(row_inputs.softmax_stats, index, softcap(x, SOFTCAP), is_needed)
+    p = exp(log_p)
+    weight_of_p = a[:, None]
+    if row_inputs.e is not None:
+        e = tl.load(row_inputs.e + index, mask=rows.exist, other=0.0)
+        # p = 0 counts as 0, whatever its logarithm
+        weight_of_p = weight_of_p - tl.where(p > 0.0, e[:, None] * log_p, 0.0)
+    weights = load_class_weights(target, class_weight_ptr, tile, n_cols, TILE, dtype)
+    s = b
+    if HAS_SMOOTHING:
+        s = tl.load(row_inputs.s + index, mask=rows.exist, other=0.0)
+    gradient = weight_of_p * p
+    if not target.ptr.dtype.element_ty.is_floating():
+        gradient -= one_hot(targets, tile, b)
+    coefficients = Coefficients(a, b, s)
+    gradient = subtract_class_gradient(gradient, target, weights, coefficients, HAS_SMOOTHING)
+    store_tile(dlogits, tile, gradient * softcap_grad(x, SOFTCAP), TILE)
 
-    # a row that costs nothing is not read, so that not even a NaN in it has a gradient
-    costs = in_rows & (a != 0.0)
-    if e_ptr is not None:
-        costs = in_rows
-    # many rows to a program may share words, which a mask of rows would divide
-    wanted_rows = costs if BLOCK_ROWS < 32 else None
-    logits = load_tile(logits_ptr, logits_strides, words, VECTOR, wanted_rows=wanted_rows)
-    logits = tl.where(costs[:, None], logits.to(a.dtype), 0.0)
-    log_p = log_probabilities(capped(logits, CAP), softmax_stats_ptr, index, costs)
-    dlogits = weigh_probabilities(log_p, a, e_ptr, index, in_rows)
-    dlogits -= tl.where(cols == target[:, None], b[:, None], 0.0)
-    if s_ptr is not None:
-        s = tl.load(s_ptr + index, mask=in_rows, other=0.0)
-        dlogits -= s[:, None] * load_columns(class_weight_ptr, cols, n_cols)
-    dlogits *= slope(logits, CAP)
 
-    store_tile(dlogits_ptr, dlogits_strides, words, dlogits, VECTOR, ENDS)
+@triton.jit
+def load_log_probabilities(softmax_stats_ptr, index, x, is_needed):
+    """log(p) of a tile, from the statistics of its rows."""
+    row_max = tl.load(softmax_stats_ptr + 2 * index, mask=is_needed, other=0.0)
+    log_sum_exp = tl.load(softmax_stats_ptr + 2 * index + 1, mask=is_needed, other=0.0)
+    return (x - row_max[:, None]) - log_sum_exp[:, None]

@@ -1,270 +1,195 @@
 """Cross-entropy of all rows as one number, and its gradient in the same pass.
 
-The notation and contract are those of :mod:`triton_kernels.cross_entropy`. Let w be the weight of a
-row's target or 1, and 0 for a row whose target is ``ignore_index``. The loss is the sum over rows
+The notation and contract are those of ``cross_entropy``. The loss is the sum over the counted rows
 of
 
-    (1 - label_smoothing) * w * nll + label_smoothing / n_cols * smooth + z_loss * lse**2
+    (1 - label_smoothing) * nll + label_smoothing / n_cols * smooth + z_loss * lse**2
 
-over the denominator, with MEAN the sum of w. The gradient of a row is
+divided by the denominator, with nll = sum(w * q * (lse - logits)), where q is the one-hot of the
+target or its probabilities and w the class weights or 1. A row whose target is ``ignore_index`` is
+not counted. The gradient of a row is
 
-    dlogits = a * p - b * onehot(target) - s * class_weight
-    b = (1 - label_smoothing) * w / denominator, s = label_smoothing / n_cols / denominator
-    a = b + s * sum(class_weight) + 2 * z_loss / denominator * lse
+    dlogits = (a * p - b * w * q - s * w) * softcap_grad(logits)
+    b = (1 - label_smoothing) / denominator, s = label_smoothing / n_cols / denominator
+    a = b * sum(w * q) + s * sum(w) + 2 * z_loss / denominator * lse
 
-Two kernels run one after the other: the first adds the weights up, so that the second can write the
-gradient as it is meant. The second is the plain kernel, which holds whole rows in one block and
-reads them once; the online kernel, which walks longer rows twice, where the second walk finds some
-of what the first has read in the L2 cache; or, for rows of few classes without gaps, the kernel of
-:mod:`triton_kernels.packed_cross_entropy_loss`.
+The default denominator of class indices is the sum of their weights. ``weight_sum_kernel`` forms it
+first, so the loss kernels write an already normalized gradient. ``cross_entropy_loss_kernel`` holds
+whole rows in a tile and reads them once; ``cross_entropy_loss_online_kernel`` reads longer rows
+twice, and finds part of them in the L2 cache the second time.
 
-What programs leave each other is in ``scratch``: COUNTS sums of weights, a loss for each program
-of the second kernel, and how many of these are done, the last of which adds the losses up. So the
-order of all sums is fixed.
-
-A float reaches a kernel as float32. ``label_smoothing`` and ``z_loss`` are two each, the number and
-what float32 loses of it; or None.
+Programs exchange partial sums in memory. Kernels on one stream run in order, so plain stores
+publish the partial sums of weights; a counter with acquire and release semantics, whose initial
+value is 0, orders the partial losses inside the loss kernels (``reduce_loss``). The order of all
+sums is fixed.
 """
 
 import triton
 import triton.language as tl
 
-from .online import (
-    capped,
-    exp,
-    finite_shift,
-    fold_cost,
-    fold_total,
-    in_lanes,
+from .arithmetic import exp, softcap, softcap_grad
+from .loss_epilogue import fold_options, load_denominator, reduce_loss
+from .online_softmax import (
+    as_partials,
+    combine_row_sums,
+    empty_row_sums,
     load_logits,
-    log,
-    merge_cost,
-    merge_lanes,
+    tile_row_stats,
+    update_row_sums,
 )
-from .row_losses import (
-    dlogits_of,
-    dlogits_of_target,
-    done_ptr,
-    load_denominator,
-    load_row_weights,
-    load_rows,
-    load_smoothing_weights,
-    row_coefficients,
-    store_loss,
+from .targets import (
+    class_weight_at,
+    load_class_weights,
+    load_target_logits,
+    load_targets,
+    one_hot,
     store_targets,
+    subtract_class_gradient,
+    target_gradient,
 )
-from .rows import load_targets, load_tile, row_places, store_tile, tile_columns
+from .tiles import MIN_SHARED_ROWS, column_tile, load_tile, row_block, store_tile
 
-# from so many columns on it pays to wait for the target before the row is read, if it is
-SKIPPED_COLS = tl.constexpr(2048)
+# loading the target first and skipping ignored rows pays off from this many columns on
+MIN_SKIPPED_COLS = tl.constexpr(2048)
 
 
 @triton.jit
-def cross_entropy_count_kernel(
+def weight_sum_kernel(
     target_ptr,
     class_weight_ptr,
-    scratch_ptr,
+    partials_ptr,
+    counter_ptr,
     n_rows,
     n_cols,
-    n_programs,
     ignore_index,
     BLOCK_ROWS: tl.constexpr,
-    COUNTS: tl.constexpr,
 ):
-    """The sum of the weights of each program's rows; and none of ``n_programs`` that is done."""
-    dtype: tl.constexpr = scratch_ptr.dtype.element_ty
-    # rows may pass 2**31
+    """partials = sum(weight of each counted row) of each program's rows, counter = 0."""
+    dtype: tl.constexpr = partials_ptr.dtype.element_ty
+    # int64: the number of rows may pass 2**31
     program = tl.program_id(0).to(tl.int64)
     total = tl.zeros((), dtype)
-    for start in range(program * BLOCK_ROWS, n_rows, COUNTS * BLOCK_ROWS):
+    for start in range(program * BLOCK_ROWS, n_rows, tl.num_programs(0) * BLOCK_ROWS):
         rows = tl.arange(0, BLOCK_ROWS)
-        in_rows = rows < tl.minimum(n_rows - start, BLOCK_ROWS).to(tl.int32)
-        target = tl.load(target_ptr + start + rows, mask=in_rows, other=0).to(tl.int64)
-        counts = in_rows & (target != ignore_index)
-        total += tl.sum(load_row_weights(class_weight_ptr, target, counts, n_cols, dtype))
-    tl.store(scratch_ptr + program, total)
+        exist = rows < tl.minimum(n_rows - start, BLOCK_ROWS).to(tl.int32)
+        target = tl.load(target_ptr + start + rows, mask=exist, other=0).to(tl.int64)
+        is_counted = exist & (target != ignore_index)
+        total += tl.sum(class_weight_at(class_weight_ptr, target, is_counted, n_cols, dtype))
+    tl.store(partials_ptr + program, total)
     if program == 0:
-        tl.store(done_ptr(scratch_ptr, n_programs, COUNTS), 0)
+        tl.store(counter_ptr, 0)
 
 
 @triton.jit
 def cross_entropy_loss_kernel(
-    logits_ptr,
-    target_ptr,
+    logits,
+    target,
     class_weight_ptr,
-    loss_ptr,
-    scratch_ptr,
-    dlogits_ptr,
+    dlogits,
+    loss,
+    denominator,
     n_rows,
     n_cols,
-    n_counts,
-    ignore_index,
-    extras,
-    strides,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLS: tl.constexpr,
-    LANES: tl.constexpr,
-    VECTOR: tl.constexpr,
-    ENDS: tl.constexpr,
-    CAP: tl.constexpr,
-    COUNTS: tl.constexpr,
-    MEAN: tl.constexpr,
+    loss_options,
+    TILE: tl.constexpr,
+    SOFTCAP: tl.constexpr,
 ):
-    """The loss and, where there is a dlogits, its gradient."""
-    logits_strides, dlogits_strides = strides
-    dtype: tl.constexpr = scratch_ptr.dtype.element_ty
-    places = row_places(tl.program_id(0), n_rows, BLOCK_ROWS, logits_strides, VECTOR)
-    outer, rows, _, in_rows = places
-    cols, in_tile, words = tile_columns(0, places, n_cols, BLOCK_COLS, VECTOR, ENDS)
-    row_ptrs = (target_ptr, class_weight_ptr, scratch_ptr)
-    target, counts, row_weight, is_class = load_rows(
-        row_ptrs, outer * n_rows + rows, in_rows, n_cols, ignore_index
-    )
-    # many rows to a program may share words, which a mask of rows would divide
-    skips: tl.constexpr = BLOCK_ROWS < 32 and BLOCK_COLS >= SKIPPED_COLS
-    wanted_rows = counts if skips else None
-    x = load_logits(
-        logits_ptr, logits_strides, words, True, dtype, VECTOR, ENDS, CAP, None, wanted_rows
-    )
-    if not skips:
-        # whatever NaN it holds
-        x = tl.where(counts[:, None], x, -float("inf"))
-    # read once more instead of searched
-    target_logit = load_targets(logits_ptr, logits_strides, outer, rows, target, is_class).to(dtype)
-    target_x = capped(target_logit, CAP)
-    denominator = load_denominator(scratch_ptr, n_counts, COUNTS, MEAN)
+    """loss = sum(losses) / denominator and, unless None, dlogits, of rows that a tile holds."""
+    dtype: tl.constexpr = loss.partials_ptr.dtype.element_ty
+    IS_INDEX: tl.constexpr = not target.ptr.dtype.element_ty.is_floating()
+    HAS_SMOOTHING: tl.constexpr = loss_options.label_smoothing is not None
+    rows = row_block(tl.program_id(0), n_rows, logits, TILE)
+    targets = load_targets(target, class_weight_ptr, rows, n_cols, loss_options.ignore_index, dtype)
+    target_logits = load_target_logits(logits, target, rows, targets, dtype)
+    tile = column_tile(0, rows, n_cols, TILE)
+    skips_rows: tl.constexpr = TILE.rows < MIN_SHARED_ROWS and TILE.cols >= MIN_SKIPPED_COLS
+    needed_rows = targets.is_counted if skips_rows else None
+    x = load_logits(logits, tile, True, dtype, TILE, SOFTCAP, None, needed_rows)
+    if not skips_rows:
+        # an ignored row costs nothing, whatever NaN it holds
+        x = tl.where(targets.is_counted[:, None], x, -float("inf"))
+    weights = load_class_weights(target, class_weight_ptr, tile, n_cols, TILE, dtype)
+    denominator_value = load_denominator(denominator, dtype)
 
-    shift = finite_shift(tl.max(x, axis=1))
-    exp_x = exp(x - shift[:, None])
-    total = tl.sum(exp_x, axis=1)
-    log_total = log(total)
-    nll = (shift - target_x) + log_total
-    lse = shift + log_total
-    smooth = tl.zeros_like(nll)
-    weight_total = tl.zeros_like(nll)
-    weight = None
-    if extras[0] is not None:
-        weight = load_smoothing_weights(class_weight_ptr, cols, in_tile, n_cols, dtype)
-        # without weight no cost, even at -inf: 0 * inf would be NaN
-        cost = tl.sum(tl.where(weight != 0.0, weight * (shift[:, None] - x), 0.0), axis=1)
-        weight_total = tl.sum(weight, axis=1)
-        smooth = cost + weight_total * log_total
-
-    if dlogits_ptr is not None:
-        a, b, s = row_coefficients(
-            row_weight, weight_total, lse, extras, n_cols, denominator, (counts, is_class)
+    stats, exp_x = tile_row_stats(x, target, targets, softcap(target_logits, SOFTCAP), weights)
+    losses, coefficients = fold_options(stats, targets, denominator_value, loss_options, n_cols)
+    if dlogits is not None:
+        gradient = coefficients.a[:, None] * exp_x
+        gradient = subtract_class_gradient(gradient, target, weights, coefficients, HAS_SMOOTHING)
+        if TILE.packed and IS_INDEX:
+            gradient -= one_hot(targets, tile, coefficients.b * targets.weight)
+        if SOFTCAP.cap is not None:
+            # reload the logits before the softcap; keeping them costs too many registers
+            x = load_tile(logits, tile, TILE, None, needed_rows).to(dtype)
+            x = tl.where(targets.is_counted[:, None], x, 0.0)
+        target_value = target_gradient(
+            targets, target_logits, stats.softmax.row_max, coefficients, SOFTCAP, HAS_SMOOTHING
         )
-        a = tl.where(counts, a / total, 0.0)
-        if CAP[1] is not None:
-            # once more as they were before the cap: to keep them would take too many registers
-            x = load_tile(logits_ptr, logits_strides, words, VECTOR, None, wanted_rows).to(dtype)
-            x = tl.where(counts[:, None], x, 0.0)
-        dlogits = dlogits_of(x, exp_x, a[:, None], s[:, None], weight, CAP)
-        target_dlogits = dlogits_of_target(
-            target_logit, exp(target_x - shift), a, b, s, row_weight, extras, CAP
-        )
-        # in place no thread may write before another has read
+        # in place, every thread reads before one writes
         tl.debug_barrier()
-        store_tile(dlogits_ptr, dlogits_strides, words, dlogits, VECTOR, ENDS)
-        store_targets(dlogits_ptr, dlogits_strides, outer, rows, target, is_class, target_dlogits)
-    store_loss(
-        loss_ptr, scratch_ptr, nll, smooth, lse, row_weight, counts, extras, n_cols, denominator,
-        COUNTS,
-    )  # fmt: skip
+        store_tile(dlogits, tile, gradient * softcap_grad(x, SOFTCAP), TILE)
+        if IS_INDEX and not TILE.packed:
+            store_targets(dlogits, rows, targets, target_value)
+    reduce_loss(losses, denominator_value, loss)
 
 
 @triton.jit
 def cross_entropy_loss_online_kernel(
-    logits_ptr,
-    target_ptr,
+    logits,
+    target,
     class_weight_ptr,
-    loss_ptr,
-    scratch_ptr,
-    dlogits_ptr,
+    dlogits,
+    loss,
+    denominator,
     n_rows,
     n_cols,
-    n_counts,
-    ignore_index,
-    extras,
-    strides,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLS: tl.constexpr,
-    LANES: tl.constexpr,
-    VECTOR: tl.constexpr,
-    ENDS: tl.constexpr,
-    CAP: tl.constexpr,
-    COUNTS: tl.constexpr,
-    MEAN: tl.constexpr,
+    loss_options,
+    TILE: tl.constexpr,
+    N_PARTIALS: tl.constexpr,
+    SOFTCAP: tl.constexpr,
 ):
-    """The loss and its gradient as of the plain kernel, for rows longer than a block."""
-    logits_strides, dlogits_strides = strides
-    dtype: tl.constexpr = scratch_ptr.dtype.element_ty
-    places = row_places(tl.program_id(0), n_rows, BLOCK_ROWS, logits_strides, VECTOR)
-    outer, rows, _, in_rows = places
-    row_ptrs = (target_ptr, class_weight_ptr, scratch_ptr)
-    target, counts, row_weight, is_class = load_rows(
-        row_ptrs, outer * n_rows + rows, in_rows, n_cols, ignore_index
-    )
-    wanted_rows = counts if BLOCK_ROWS < 32 else None
-    target_logit = load_targets(logits_ptr, logits_strides, outer, rows, target, is_class).to(dtype)
-    target_x = capped(target_logit, CAP)
-    denominator = load_denominator(scratch_ptr, n_counts, COUNTS, MEAN)
+    """loss = sum(losses) / denominator and, unless None, dlogits, of rows longer than a tile."""
+    dtype: tl.constexpr = loss.partials_ptr.dtype.element_ty
+    IS_INDEX: tl.constexpr = not target.ptr.dtype.element_ty.is_floating()
+    HAS_SMOOTHING: tl.constexpr = loss_options.label_smoothing is not None
+    rows = row_block(tl.program_id(0), n_rows, logits, TILE)
+    targets = load_targets(target, class_weight_ptr, rows, n_cols, loss_options.ignore_index, dtype)
+    target_logits = load_target_logits(logits, target, rows, targets, dtype)
+    needed_rows = targets.is_counted if TILE.rows < MIN_SHARED_ROWS else None
+    denominator_value = load_denominator(denominator, dtype)
+    # only a gradient needs the row again
+    EVICTION: tl.constexpr = None if dlogits is None else "evict_last"
 
-    largest = tl.full((BLOCK_ROWS, LANES), -float("inf"), dtype)
-    total = tl.zeros((BLOCK_ROWS, LANES), dtype)
-    smooth = tl.zeros((BLOCK_ROWS, LANES), dtype)
-    weight_total = tl.zeros((BLOCK_ROWS, LANES), dtype)
-    # only for a gradient the row is read again
-    EVICTION: tl.constexpr = None if dlogits_ptr is None else "evict_last"
-    for start in range(0, n_cols + VECTOR - 1, BLOCK_COLS):
-        cols, in_tile, words = tile_columns(start, places, n_cols, BLOCK_COLS, VECTOR, ENDS)
-        is_edge = (start == 0) | (start + BLOCK_COLS > n_cols)
-        x = load_logits(
-            logits_ptr, logits_strides, words, is_edge, dtype, VECTOR, ENDS, CAP, EVICTION,
-            wanted_rows,
-        )  # fmt: skip
-        x = in_lanes(x, LANES)
-        old_largest = largest
-        largest, total = fold_total(x, largest, total)
-        if extras[0] is not None:
-            weight = load_smoothing_weights(class_weight_ptr, cols, in_tile, n_cols, dtype)
-            smooth, weight_total = fold_cost(
-                in_lanes(weight, LANES), x, old_largest, largest, smooth, weight_total
-            )
+    sums = empty_row_sums(TILE.rows, N_PARTIALS, dtype)
+    for start in range(0, n_cols + TILE.vec_size - 1, TILE.cols):
+        tile = column_tile(start, rows, n_cols, TILE)
+        is_edge = (start == 0) | (start + TILE.cols > n_cols)
+        x = load_logits(logits, tile, is_edge, dtype, TILE, SOFTCAP, EVICTION, needed_rows)
+        weights = load_class_weights(target, class_weight_ptr, tile, n_cols, TILE, dtype)
+        sums = update_row_sums(sums, as_partials(x, N_PARTIALS), target, weights, HAS_SMOOTHING)
+    stats = combine_row_sums(sums, target, targets, softcap(target_logits, SOFTCAP))
+    losses, coefficients = fold_options(stats, targets, denominator_value, loss_options, n_cols)
 
-    _row_largest, shift, total, log_total = merge_lanes(largest, total)
-    smooth, weight_total = merge_cost(largest, smooth, weight_total, shift)
-    nll = (shift - target_x) + log_total
-    lse = shift + log_total
-    smooth += weight_total * log_total
-
-    if dlogits_ptr is not None:
-        a, b, s = row_coefficients(
-            row_weight, weight_total, lse, extras, n_cols, denominator, (counts, is_class)
+    if dlogits is not None:
+        row_max = tl.where(targets.is_counted, stats.softmax.row_max, 0.0)
+        target_value = target_gradient(
+            targets, target_logits, stats.softmax.row_max, coefficients, SOFTCAP, HAS_SMOOTHING
         )
-        a = tl.where(counts, a / total, 0.0)
-        target_dlogits = dlogits_of_target(
-            target_logit, exp(target_x - shift), a, b, s, row_weight, extras, CAP
-        )
-        # in place no thread may write before another has read
+        # in place, every thread reads before one writes
         tl.debug_barrier()
-        # the other way round: what was read last is most likely to be in the cache
-        n_blocks = tl.cdiv(n_cols + VECTOR - 1, BLOCK_COLS)
+        n_blocks = tl.cdiv(n_cols + TILE.vec_size - 1, TILE.cols)
+        # backwards: the L2 cache most likely still holds what was read last
         for block in range(n_blocks):
-            start = (n_blocks - 1 - block) * BLOCK_COLS
-            cols, in_tile, words = tile_columns(start, places, n_cols, BLOCK_COLS, VECTOR, ENDS)
-            x = load_tile(logits_ptr, logits_strides, words, VECTOR, "evict_first", wanted_rows)
-            x = x.to(dtype)
-            if wanted_rows is None:
-                x = tl.where(counts[:, None], x, 0.0)
-            weight = None
-            if extras[0] is not None:
-                weight = load_smoothing_weights(class_weight_ptr, cols, in_tile, n_cols, dtype)
-            exp_x = exp(capped(x, CAP) - tl.where(counts, shift, 0.0)[:, None])
-            dlogits = dlogits_of(x, exp_x, a[:, None], s[:, None], weight, CAP)
-            store_tile(dlogits_ptr, dlogits_strides, words, dlogits, VECTOR, ENDS, "evict_first")
-        store_targets(dlogits_ptr, dlogits_strides, outer, rows, target, is_class, target_dlogits)
-    store_loss(
-        loss_ptr, scratch_ptr, nll, smooth, lse, row_weight, counts, extras, n_cols, denominator,
-        COUNTS,
-    )  # fmt: skip
+            tile = column_tile((n_blocks - 1 - block) * TILE.cols, rows, n_cols, TILE)
+            x = load_tile(logits, tile, TILE, "evict_first", needed_rows).to(dtype)
+            if needed_rows is None:
+                x = tl.where(targets.is_counted[:, None], x, 0.0)
+            gradient = coefficients.a[:, None] * exp(softcap(x, SOFTCAP) - row_max[:, None])
+            weights = load_class_weights(target, class_weight_ptr, tile, n_cols, TILE, dtype)
+            gradient = subtract_class_gradient(
+                gradient, target, weights, coefficients, HAS_SMOOTHING
+            )
+            store_tile(dlogits, tile, gradient * softcap_grad(x, SOFTCAP), TILE, "evict_first")
+        if IS_INDEX:
+            store_targets(dlogits, rows, targets, target_value)
+    reduce_loss(losses, denominator_value, loss)

@@ -3,33 +3,28 @@
 import triton
 import triton.language as tl
 
-from .rows import load_tile, row_places, store_tile, tile_columns
+from .tiles import column_tile, load_tile, row_block, store_tile
 
 
 @triton.jit
 def scale_kernel(
-    x_ptr,
+    x,
     factor_ptr,
     n_rows,
     n_cols,
     n_blocks,
-    x_strides,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLS: tl.constexpr,
-    VECTOR: tl.constexpr,
-    ENDS: tl.constexpr,
+    TILE: tl.constexpr,
 ):
-    """x *= factor, and nothing is read where the factor is 1, as it is for most losses.
+    """x *= factor; nothing is read where the factor is 1, as it is for most losses.
 
-    So that then as good as nothing is started, few programs share all ``n_blocks`` blocks.
+    A small grid loops over ``n_blocks`` blocks, so the exit is nearly free.
     """
-    dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
+    dtype: tl.constexpr = tl.float64 if x.ptr.dtype.element_ty == tl.float64 else tl.float32
     factor = tl.load(factor_ptr).to(dtype)
     if factor != 1.0:
-        col_blocks = tl.cdiv(n_cols + VECTOR - 1, BLOCK_COLS)
+        col_blocks = tl.cdiv(n_cols + TILE.vec_size - 1, TILE.cols)
         for block in range(tl.program_id(0), n_blocks, tl.num_programs(0)):
-            places = row_places(block // col_blocks, n_rows, BLOCK_ROWS, x_strides, VECTOR)
-            start = block % col_blocks * BLOCK_COLS
-            _, _, words = tile_columns(start, places, n_cols, BLOCK_COLS, VECTOR, ENDS)
-            x = load_tile(x_ptr, x_strides, words, VECTOR).to(dtype)
-            store_tile(x_ptr, x_strides, words, x * factor, VECTOR, ENDS)
+            rows = row_block(block // col_blocks, n_rows, x, TILE)
+            tile = column_tile(block % col_blocks * TILE.cols, rows, n_cols, TILE)
+            value = load_tile(x, tile, TILE).to(dtype) * factor
+            store_tile(x, tile, value, TILE)

@@ -1,169 +1,136 @@
 """Softmax and log-softmax of rows, and their gradients.
 
-Notation: p = exp(x - shift) / total along a row, with shift its largest value and total the sum of
-exp(x - shift). One program owns BLOCK_ROWS rows. The plain kernels hold whole rows in one block
-(BLOCK_COLS >= n_cols) and read them once; the online kernels walk longer rows twice, and the
-second walk finds some of what the first has read in the L2 cache. Arithmetic is in COMPUTE_DTYPE
-whatever is stored. With LOG the operator is log-softmax: y = log(p).
+Notation: p = exp(x - row_max) / sum_exp along a row, with row_max its largest value and sum_exp the
+sum of exp(x - row_max). One program owns TILE.rows rows. The kernels of whole rows hold them in one
+tile (TILE.cols >= n_cols) and read them once; the online kernels read longer rows twice, and find
+part of them in the L2 cache the second time. Arithmetic is in COMPUTE_DTYPE whatever is stored.
+With LOG the operator is log-softmax: y = log(p).
 """
 
 import triton
 import triton.language as tl
 
-from .online import (
-    exact_exp,
-    exp,
-    finite_shift,
-    fold_total,
-    in_lanes,
+from .arithmetic import exact_exp, exp, log
+from .online_softmax import (
+    as_partials,
+    combine_partials,
+    empty_partials,
+    finite_max,
     load_logits,
-    log,
-    merge_lanes,
+    online_softmax_update,
+    zero_partials,
 )
-from .rows import load_tile, row_places, store_tile, tile_columns
+from .tiles import column_tile, load_tile, row_block, store_tile
 
 
 @triton.jit
 def softmax_forward_kernel(
-    x_ptr,
-    y_ptr,
+    x,
+    y,
     n_rows,
     n_cols,
-    x_strides,
-    y_strides,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLS: tl.constexpr,
-    LANES: tl.constexpr,
-    VECTOR: tl.constexpr,
-    ENDS: tl.constexpr,
+    TILE: tl.constexpr,
     COMPUTE_DTYPE: tl.constexpr,
     LOG: tl.constexpr,
 ):
-    """y = exp(x - shift) / total."""
-    places = row_places(tl.program_id(0), n_rows, BLOCK_ROWS, x_strides, VECTOR)
-    _, _, words = tile_columns(0, places, n_cols, BLOCK_COLS, VECTOR, ENDS)
-
-    x = load_logits(x_ptr, x_strides, words, True, COMPUTE_DTYPE, VECTOR, ENDS, (1.0, None))
-    x = x - finite_shift(tl.max(x, axis=1))[:, None]
-    exp_x = exp(x)
-    total = tl.sum(exp_x, axis=1)[:, None]
-    y = x - log(total) if LOG else exp_x * (1.0 / total)
-
-    store_tile(y_ptr, y_strides, words, y, VECTOR, ENDS)
+    """y = exp(x - row_max) / sum_exp, of rows that a tile holds."""
+    rows = row_block(tl.program_id(0), n_rows, x, TILE)
+    tile = column_tile(0, rows, n_cols, TILE)
+    value = load_logits(x, tile, True, COMPUTE_DTYPE, TILE)
+    value = value - finite_max(tl.max(value, axis=1))[:, None]
+    exp_x = exp(value)
+    sum_exp = tl.sum(exp_x, axis=1)[:, None]
+    p = value - log(sum_exp) if LOG else exp_x * (1.0 / sum_exp)
+    store_tile(y, tile, p, TILE)
 
 
 @triton.jit
 def softmax_forward_online_kernel(
-    x_ptr,
-    y_ptr,
+    x,
+    y,
     n_rows,
     n_cols,
-    x_strides,
-    y_strides,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLS: tl.constexpr,
-    LANES: tl.constexpr,
-    VECTOR: tl.constexpr,
-    ENDS: tl.constexpr,
+    TILE: tl.constexpr,
+    N_PARTIALS: tl.constexpr,
     COMPUTE_DTYPE: tl.constexpr,
     LOG: tl.constexpr,
 ):
-    """y = exp(x - shift) / total, for rows longer than a block."""
-    places = row_places(tl.program_id(0), n_rows, BLOCK_ROWS, x_strides, VECTOR)
-    largest = tl.full((BLOCK_ROWS, LANES), -float("inf"), COMPUTE_DTYPE)
-    total = tl.zeros((BLOCK_ROWS, LANES), COMPUTE_DTYPE)
+    """y = exp(x - row_max) / sum_exp, of rows longer than a tile."""
+    rows = row_block(tl.program_id(0), n_rows, x, TILE)
+    partials = empty_partials(TILE.rows, N_PARTIALS, COMPUTE_DTYPE)
+    for start in range(0, n_cols + TILE.vec_size - 1, TILE.cols):
+        tile = column_tile(start, rows, n_cols, TILE)
+        is_edge = (start == 0) | (start + TILE.cols > n_cols)
+        value = load_logits(x, tile, is_edge, COMPUTE_DTYPE, TILE, EVICTION="evict_last")
+        partials = online_softmax_update(partials, as_partials(value, N_PARTIALS))
 
-    for start in range(0, n_cols + VECTOR - 1, BLOCK_COLS):
-        _, _, words = tile_columns(start, places, n_cols, BLOCK_COLS, VECTOR, ENDS)
-        is_edge = (start == 0) | (start + BLOCK_COLS > n_cols)
-        x = load_logits(
-            x_ptr, x_strides, words, is_edge, COMPUTE_DTYPE, VECTOR, ENDS, (1.0, None), "evict_last"
-        )
-        largest, total = fold_total(in_lanes(x, LANES), largest, total)
-
-    _row_largest, shift, total, log_total = merge_lanes(largest, total)
-    shift = shift[:, None]
-    log_total = log_total[:, None]
-    factor = (1.0 / total)[:, None]
-    # the other way round: what was read last is most likely to be in the cache
-    n_blocks = tl.cdiv(n_cols + VECTOR - 1, BLOCK_COLS)
+    stats = combine_partials(partials)
+    row_max = stats.row_max[:, None]
+    log_sum_exp = stats.log_sum_exp[:, None]
+    factor = (1.0 / stats.sum_exp)[:, None]
+    # backwards: the L2 cache most likely still holds what was read last
+    n_blocks = tl.cdiv(n_cols + TILE.vec_size - 1, TILE.cols)
     for block in range(n_blocks):
-        start = (n_blocks - 1 - block) * BLOCK_COLS
-        _, _, words = tile_columns(start, places, n_cols, BLOCK_COLS, VECTOR, ENDS)
-        x = load_tile(x_ptr, x_strides, words, VECTOR, "evict_first").to(COMPUTE_DTYPE)
-        y = (x - shift) - log_total if LOG else exp(x - shift) * factor
-        store_tile(y_ptr, y_strides, words, y, VECTOR, ENDS, "evict_first")
+        tile = column_tile((n_blocks - 1 - block) * TILE.cols, rows, n_cols, TILE)
+        value = load_tile(x, tile, TILE, "evict_first").to(COMPUTE_DTYPE) - row_max
+        p = value - log_sum_exp if LOG else exp(value) * factor
+        store_tile(y, tile, p, TILE, "evict_first")
 
 
 @triton.jit
 def softmax_backward_kernel(
-    dy_ptr,
-    y_ptr,
-    dx_ptr,
+    dy,
+    y,
+    dx,
     n_rows,
     n_cols,
-    strides,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLS: tl.constexpr,
-    LANES: tl.constexpr,
-    VECTOR: tl.constexpr,
-    ENDS: tl.constexpr,
+    TILE: tl.constexpr,
     COMPUTE_DTYPE: tl.constexpr,
     LOG: tl.constexpr,
 ):
-    """dx = y * (dy - sum(y * dy)), or dy - exp(y) * sum(dy) with LOG."""
-    dy_strides, y_strides, dx_strides = strides
-    places = row_places(tl.program_id(0), n_rows, BLOCK_ROWS, y_strides, VECTOR)
-    _, in_tile, words = tile_columns(0, places, n_cols, BLOCK_COLS, VECTOR, ENDS)
-
-    y = load_tile(y_ptr, y_strides, words, VECTOR).to(COMPUTE_DTYPE)
-    dy = load_tile(dy_ptr, dy_strides, words, VECTOR).to(COMPUTE_DTYPE)
-    summand = dy if LOG else dy * y
-    if ENDS:
-        summand = tl.where(in_tile, summand, 0.0)
+    """dx = y * (dy - sum(y * dy)), or dy - exp(y) * sum(dy) with LOG, of rows that a tile holds."""
+    rows = row_block(tl.program_id(0), n_rows, y, TILE)
+    tile = column_tile(0, rows, n_cols, TILE)
+    result = load_tile(y, tile, TILE).to(COMPUTE_DTYPE)
+    gradient = load_tile(dy, tile, TILE).to(COMPUTE_DTYPE)
+    summand = gradient if LOG else gradient * result
+    if TILE.unaligned_rows:
+        summand = tl.where(tile.in_row, summand, 0.0)
     total = tl.sum(summand, axis=1)[:, None]
-    dx = dy - exact_exp(y) * total if LOG else y * (dy - total)
-
-    store_tile(dx_ptr, dx_strides, words, dx, VECTOR, ENDS)
+    value = gradient - exact_exp(result) * total if LOG else result * (gradient - total)
+    store_tile(dx, tile, value, TILE)
 
 
 @triton.jit
 def softmax_backward_online_kernel(
-    dy_ptr,
-    y_ptr,
-    dx_ptr,
+    dy,
+    y,
+    dx,
     n_rows,
     n_cols,
-    strides,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLS: tl.constexpr,
-    LANES: tl.constexpr,
-    VECTOR: tl.constexpr,
-    ENDS: tl.constexpr,
+    TILE: tl.constexpr,
+    N_PARTIALS: tl.constexpr,
     COMPUTE_DTYPE: tl.constexpr,
     LOG: tl.constexpr,
 ):
-    """dx = y * (dy - sum(y * dy)), or dy - exp(y) * sum(dy) with LOG."""
-    dy_strides, y_strides, dx_strides = strides
-    places = row_places(tl.program_id(0), n_rows, BLOCK_ROWS, y_strides, VECTOR)
-    total = tl.zeros((BLOCK_ROWS, LANES), COMPUTE_DTYPE)
-
-    for start in range(0, n_cols + VECTOR - 1, BLOCK_COLS):
-        _, in_tile, words = tile_columns(start, places, n_cols, BLOCK_COLS, VECTOR, ENDS)
-        dy = load_tile(dy_ptr, dy_strides, words, VECTOR, "evict_last").to(COMPUTE_DTYPE)
+    """dx = y * (dy - sum(y * dy)), or dy - exp(y) * sum(dy) with LOG, of longer rows."""
+    rows = row_block(tl.program_id(0), n_rows, y, TILE)
+    partials = zero_partials(TILE.rows, N_PARTIALS, COMPUTE_DTYPE)
+    for start in range(0, n_cols + TILE.vec_size - 1, TILE.cols):
+        tile = column_tile(start, rows, n_cols, TILE)
+        summand = load_tile(dy, tile, TILE, "evict_last").to(COMPUTE_DTYPE)
         if not LOG:
-            dy *= load_tile(y_ptr, y_strides, words, VECTOR, "evict_last").to(COMPUTE_DTYPE)
-        if ENDS:
-            dy = tl.where(in_tile, dy, 0.0)
-        total += tl.sum(in_lanes(dy, LANES), axis=2)
+            summand *= load_tile(y, tile, TILE, "evict_last").to(COMPUTE_DTYPE)
+        if TILE.unaligned_rows:
+            summand = tl.where(tile.in_row, summand, 0.0)
+        partials += tl.sum(as_partials(summand, N_PARTIALS), axis=2)
 
-    total = tl.sum(total, axis=1)
-    # the other way round: what was read last is most likely to be in the cache
-    n_blocks = tl.cdiv(n_cols + VECTOR - 1, BLOCK_COLS)
+    total = tl.sum(partials, axis=1)[:, None]
+    # backwards: the L2 cache most likely still holds what was read last
+    n_blocks = tl.cdiv(n_cols + TILE.vec_size - 1, TILE.cols)
     for block in range(n_blocks):
-        start = (n_blocks - 1 - block) * BLOCK_COLS
-        _, _, words = tile_columns(start, places, n_cols, BLOCK_COLS, VECTOR, ENDS)
-        y = load_tile(y_ptr, y_strides, words, VECTOR, "evict_first").to(COMPUTE_DTYPE)
-        dy = load_tile(dy_ptr, dy_strides, words, VECTOR, "evict_first").to(COMPUTE_DTYPE)
-        dx = dy - exact_exp(y) * total[:, None] if LOG else y * (dy - total[:, None])
-        store_tile(dx_ptr, dx_strides, words, dx, VECTOR, ENDS, "evict_first")
+        tile = column_tile((n_blocks - 1 - block) * TILE.cols, rows, n_cols, TILE)
+        result = load_tile(y, tile, TILE, "evict_first").to(COMPUTE_DTYPE)
+        gradient = load_tile(dy, tile, TILE, "evict_first").to(COMPUTE_DTYPE)
+        value = gradient - exact_exp(result) * total if LOG else result * (gradient - total)
+        store_tile(dx, tile, value, TILE, "evict_first")

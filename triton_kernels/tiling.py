@@ -1,8 +1,8 @@
 """How much of a matrix one program takes: plain integers, decided before any kernel starts.
 
-Three schedules come out of one rule. Short rows share a program (``block_rows > 1``), a longer row
-has a program and a block to itself (``block_rows == 1``), and a row that no block holds is walked
-in a loop (``block_cols < n_cols``).
+One rule gives three schedules. Short rows share a program (``block_rows > 1``), a longer row has a
+program and a tile of its own (``block_rows == 1``), and a row that is longer than a tile is read
+block by block (``block_cols < n_cols``).
 """
 
 from collections.abc import Sequence
@@ -10,54 +10,54 @@ from typing import NamedTuple
 
 # for each of 128 threads 64 bytes: 16 bytes of bfloat16 are loaded twice and held as float32
 MIN_TILE_BYTES = 8 * 1024
-# a quarter of an SM's 256 KiB of registers, so that two programs share it, and one loads while the
-# other computes. With one on an SM, that holds rows of 32000 bfloat16, softmax had 78 % of the
-# copy's speed on an H200; with two that walk rows of 65536 it had 93 %
+# a quarter of an SM's 256 KiB of registers: two programs share an SM, and one loads while the other
+# computes. With one program on an SM, which rows of 32000 bfloat16 then fit, softmax reached 78 %
+# of the copy's speed on an H200; with two that read rows of 65536 online it reached 93 %
 MAX_TILE_BYTES = 64 * 1024
 # of a thread: 32 numbers of float32, enough to hide what it does once for a row
 THREAD_BYTES = 128
 MIN_WARPS, MAX_WARPS = 4, 32
-# from so many rows on the threads of a tile lie along them, and fold whole rows by themselves
+# from this many rows on, each thread reduces a whole row
 MIN_ROWS_OF_THREADS = 32
 
-# the widest access of a thread, and what it moves of the narrowest elements
-WORD_BYTES = 16
-WORD_ELEMENTS = 8
-# of shorter rows the two ends, which are moved element by element, are too large a part
-MIN_WORDS = 16
+# the widest access of a thread, and its elements of the narrowest dtype
+VEC_BYTES = 16
+MAX_VEC_SIZE = 8
+# in shorter rows the head and the tail, which move element by element, are too large a part
+MIN_VECTORS = 16
 
-# of adjacent rows a tile of two warps, 32 numbers for each thread
-ADJACENT_ROWS = 512
-ADJACENT_BYTES = 8 * 1024
+# of class-strided rows a tile of two warps, 32 numbers for each thread
+STRIDED_ROWS = 512
+STRIDED_BYTES = 8 * 1024
 
-# of packed rows a thread holds one each, with all its columns
+# each thread holds one packed row with all its columns
 MAX_PACKED_COLS = 32
 PACKED_ROWS = 128
 
-# targets that a program counts at a time
-COUNTED_ROWS = 4096
-# programs that count, whose sums every other program adds up: few, and for many rows more
-FEW_COUNTS, MAX_COUNTS = 32, 512
+# targets whose weights a program adds at a time, and programs at most: every other program adds
+# their partial sums
+WEIGHT_SUM_ROWS = 4096
+MAX_WEIGHT_PARTIALS = 256
 
-# programs that share more blocks than these, for the largest GPU several to a multiprocessor
-MAX_SHARED_PROGRAMS = 1024
+# programs of a kernel that loops over blocks, for the largest GPU several to a multiprocessor
+MAX_LOOPING_PROGRAMS = 1024
 
 
-class Walk(NamedTuple):
-    """A block of a row that no block holds: the registers of one program, and its warps."""
+class OnlineTile(NamedTuple):
+    """The tile in which rows longer than a tile are read: its registers, and its warps."""
 
     tile_bytes: int
     num_warps: int
 
 
 # several programs share an SM and hide each other's loads
-WALK = Walk(16 * 1024, 4)
-# for two walks one or two programs fill an SM, so that few rows at once wait in the L2 cache until
-# they are read again: of rows of 128256 bfloat16 45 % then came from there on an H200
-WALK_TWICE = Walk(64 * 1024, MAX_WARPS)
-# of two matrices as many elements; of float64, which takes two registers, half the threads
-WALK_BACKWARD = Walk(128 * 1024, MAX_WARPS)
-WALK_FLOAT64 = Walk(64 * 1024, MAX_WARPS // 2)
+READ_ONCE = OnlineTile(16 * 1024, 4)
+# for two reads one or two programs fill an SM, so that few rows at once wait in the L2 cache for
+# their second read: 45 % of rows of 128256 bfloat16 then came from there on an H200
+READ_TWICE = OnlineTile(64 * 1024, MAX_WARPS)
+# as many elements of two matrices; float64 takes two registers, and so half the threads
+READ_TWICE_BACKWARD = OnlineTile(128 * 1024, MAX_WARPS)
+READ_TWICE_FLOAT64 = OnlineTile(64 * 1024, MAX_WARPS // 2)
 
 
 class Tiling(NamedTuple):
@@ -71,46 +71,46 @@ class Tiling(NamedTuple):
 def row_tiling(
     n_rows: int,
     n_cols: int,
-    held_bytes: int,
+    live_bytes: int,
     *,
-    adjacent_rows: bool,
+    class_strided: bool,
     max_tile_bytes: int = MAX_TILE_BYTES,
     min_tile_bytes: int = MIN_TILE_BYTES,
-    walk: Walk = WALK,
+    online: OnlineTile = READ_ONCE,
 ) -> Tiling:
     """Choose the tile for ``n_rows`` rows of ``n_cols`` columns.
 
     Args:
-        n_rows: Rows that lie side by side, at least 1.
+        n_rows: Rows with one stride between them, at least 1.
         n_cols: Columns of a row, at least 1.
-        held_bytes: Bytes of registers that the kernel holds for one element of its tile.
-        adjacent_rows: Neighbours in memory are rows, not columns: the class axis has gaps, and
-            only a tile of many rows reads whole memory sectors.
+        live_bytes: Bytes of registers that the kernel keeps for one element of its tile.
+        class_strided: The row stride is smaller than the class stride, and only a tile of many rows
+            reads whole memory sectors.
         max_tile_bytes: Registers for a tile that holds whole rows.
-        min_tile_bytes: Registers of the tile in which short rows are together.
-        walk: How longer rows are walked.
+        min_tile_bytes: Registers of a tile of several short rows.
+        online: The tile for longer rows.
     """
-    held_bytes = next_power_of_2(held_bytes)
+    live_bytes = next_power_of_2(live_bytes)
     block_cols = next_power_of_2(n_cols)
-    if adjacent_rows:
-        return adjacent_tiling(n_rows, block_cols, held_bytes)
-    if block_cols * held_bytes > max_tile_bytes:
-        elements = max(walk.tile_bytes // held_bytes, WORD_ELEMENTS * 32 * walk.num_warps)
-        return Tiling(1, elements, walk.num_warps)
-    block_rows = min(max(1, min_tile_bytes // (block_cols * held_bytes)), next_power_of_2(n_rows))
+    if class_strided:
+        return strided_tiling(n_rows, block_cols, live_bytes)
+    if block_cols * live_bytes > max_tile_bytes:
+        elements = max(online.tile_bytes // live_bytes, MAX_VEC_SIZE * 32 * online.num_warps)
+        return Tiling(1, elements, online.num_warps)
+    block_rows = min(max(1, min_tile_bytes // (block_cols * live_bytes)), next_power_of_2(n_rows))
     elements = block_rows * block_cols
-    num_warps = min(elements * held_bytes // THREAD_BYTES, elements // WORD_ELEMENTS) // 32
+    num_warps = min(elements * live_bytes // THREAD_BYTES, elements // MAX_VEC_SIZE) // 32
     return Tiling(block_rows, block_cols, min(max(num_warps, MIN_WARPS), MAX_WARPS))
 
 
-def adjacent_tiling(n_rows: int, block_cols: int, held_bytes: int) -> Tiling:
-    """Choose the tile for rows that are neighbours in memory.
+def strided_tiling(n_rows: int, block_cols: int, live_bytes: int) -> Tiling:
+    """Choose the tile for class-strided rows.
 
-    Each of 64 threads has a word of rows and 4 of their columns, so that none needs another for its
-    sums: the rows of one program are walked, and found in the L1 cache when they are read again.
+    Each of 64 threads has a vector of rows and 4 of their columns, and needs no other thread for
+    its sums: a program reads its rows block by block, and the L1 cache serves the second read.
     """
-    block_rows = min(ADJACENT_ROWS, next_power_of_2(n_rows))
-    elements = max(ADJACENT_BYTES // held_bytes, WORD_ELEMENTS * 64)
+    block_rows = min(STRIDED_ROWS, next_power_of_2(n_rows))
+    elements = max(STRIDED_BYTES // live_bytes, MAX_VEC_SIZE * 64)
     return Tiling(block_rows, min(block_cols, max(1, elements // block_rows)), 2)
 
 
@@ -119,47 +119,47 @@ def packed_tiling(n_cols: int) -> Tiling:
     return Tiling(PACKED_ROWS, next_power_of_2(n_cols), PACKED_ROWS // 32)
 
 
-def fold_lanes(tiling: Tiling, element_bytes: int) -> int:
-    """Parts of a block of columns, each of which one thread holds.
+def n_partials(tiling: Tiling, element_bytes: int) -> int:
+    """Partials of a row in one block of columns: parts of it that one thread holds.
 
-    In a tile of many rows that is a row; else it is the word that a thread loads at once.
+    In a tile of many rows that is the row; else it is the vector that a thread loads at once.
     """
     if tiling.block_rows >= MIN_ROWS_OF_THREADS:
         return 1
-    return max(1, tiling.block_cols * element_bytes // WORD_BYTES)
+    return max(1, tiling.block_cols * element_bytes // VEC_BYTES)
 
 
-def word_elements(
+def vec_size(
     n_cols: int,
     strides: Sequence[tuple[int, ...]],
     addresses: Sequence[int],
     element_bytes: int,
 ) -> int:
-    """Elements in the words in which a kernel has to move rows, or 1 where it need not or cannot.
+    """Elements of an access that a kernel has to align, or 1 where it need not or cannot.
 
     Args:
         n_cols: Columns of a row.
-        strides: For each matrix its strides (outer, row, column), in elements.
+        strides: For each matrix its strides (outer, row, class), in elements.
         addresses: For each matrix its address in memory.
         element_bytes: Bytes of the narrowest element.
     """
-    elements = WORD_BYTES // element_bytes
+    elements = VEC_BYTES // element_bytes
     sizes = [n_cols, *(stride for matrix in strides for stride in matrix[:2])]
-    # multiples of 16 Triton finds out by itself
+    # Triton infers 16-byte alignment from sizes divisible by 16
     if all(size % 16 == 0 for size in sizes):
         return 1
-    if has_ends(n_cols, strides, elements):
+    if has_unaligned_rows(n_cols, strides, elements):
         longer_block = next_power_of_2(n_cols + elements - 1) > next_power_of_2(n_cols)
-        if longer_block or n_cols < MIN_WORDS * elements:
+        if longer_block or n_cols < MIN_VECTORS * elements:
             return 1
     heads = {tuple(stride % elements for stride in matrix[:2]) for matrix in strides}
-    in_words = all(address % WORD_BYTES == 0 for address in addresses)
-    side_by_side = all(matrix[2] == 1 for matrix in strides)
-    return elements if len(heads) == 1 and in_words and side_by_side else 1
+    aligned = all(address % VEC_BYTES == 0 for address in addresses)
+    contiguous = all(matrix[2] == 1 for matrix in strides)
+    return elements if len(heads) == 1 and aligned and contiguous else 1
 
 
-def has_ends(n_cols: int, strides: Sequence[tuple[int, ...]], elements: int) -> bool:
-    """Whether some row begins or ends inside a word of so many elements."""
+def has_unaligned_rows(n_cols: int, strides: Sequence[tuple[int, ...]], elements: int) -> bool:
+    """Whether some row begins or ends inside a vector of so many elements."""
     return any(
         size % elements
         for size in (n_cols, *(stride for matrix in strides for stride in matrix[:2]))

@@ -1,113 +1,196 @@
-"""Launcher of the loss of all rows and its gradient."""
+"""Launchers of the loss of all rows and its gradient."""
 
 import ctypes
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from torch_softmax._kernels.arithmetic import SoftCap
 from torch_softmax._kernels.cross_entropy_loss import (
-    cross_entropy_count_kernel,
     cross_entropy_loss_kernel,
     cross_entropy_loss_online_kernel,
+    weight_sum_kernel,
 )
-from torch_softmax._kernels.packed_cross_entropy_loss import cross_entropy_loss_packed_kernel
+from torch_softmax._kernels.loss_epilogue import Denominator, FloatPair, LossOptions, LossOutput
 from torch_softmax._kernels.tiling import (
-    COUNTED_ROWS,
-    FEW_COUNTS,
-    MAX_COUNTS,
     MAX_TILE_BYTES,
+    MAX_WEIGHT_PARTIALS,
     MIN_TILE_BYTES,
-    WALK,
-    WALK_FLOAT64,
-    WALK_TWICE,
+    READ_ONCE,
+    READ_TWICE,
+    READ_TWICE_FLOAT64,
+    WEIGHT_SUM_ROWS,
     cdiv,
 )
-from torch_softmax._launch.start import Rows, start
-from torch_softmax._layout import compute_dtype
-from torch_softmax._options import LossOptions
+from torch_softmax._launch.schedule import Limits, Rows, launch
+from torch_softmax._layout import compute_dtype, empty_rows_like
 
 
 def launch_cross_entropy_loss(
     logits: Tensor,
     target: Tensor,
-    class_weight: Tensor | None,
-    options: LossOptions,
+    weight: Tensor | None,
+    denominator: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float | None,
+    logit_scale: float,
     dtype: torch.dtype,
-    dlogits: Tensor | None,
-) -> Tensor:
-    """Sum or mean of the losses in ``dtype``; their gradient in ``dlogits``, which may be logits.
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    """Sum or mean of the losses in ``dtype``, and its gradient or an empty tensor."""
+    dlogits = empty_rows_like(logits, logits.dtype) if with_gradient else None
+    options = LossOptions(ignore_index, _pair(label_smoothing), _pair(z_loss))
+    cap = SoftCap(logit_scale, softcap)
+    loss = _launch_into(
+        dlogits, logits, target, weight, denominator, reduction == "mean", options, cap, dtype
+    )
+    return loss, logits.new_empty(0) if dlogits is None else dlogits
 
-    Against class indices, of at least one row and class.
-    """
-    smoothing = options.label_smoothing
-    with_smoothing, with_cap = smoothing > 0, options.softcap is not None
-    walk_twice = WALK_FLOAT64 if logits.dtype == torch.float64 else WALK_TWICE
-    rows = Rows(
-        *((logits,) if dlogits is None else (logits, dlogits)),
-        held_values=1 + (with_smoothing and class_weight is not None) + with_cap,
-        # only for a gradient a row is held, or read again
-        max_tile_bytes=WALK.tile_bytes if dlogits is None else MAX_TILE_BYTES,
-        min_tile_bytes=2 * MIN_TILE_BYTES,
-        walk=WALK if dlogits is None else walk_twice,
-        may_be_packed=True,
+
+def launch_cross_entropy_loss_inplace(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    denominator: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float | None,
+    logit_scale: float,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Sum or mean of the losses in ``dtype``; their gradient overwrites the logits."""
+    options = LossOptions(ignore_index, _pair(label_smoothing), _pair(z_loss))
+    cap = SoftCap(logit_scale, softcap)
+    return _launch_into(
+        logits, logits, target, weight, denominator, reduction == "mean", options, cap, dtype
     )
+
+
+def _launch_into(
+    dlogits: Tensor | None,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    denominator: Tensor | None,
+    is_mean: bool,
+    options: LossOptions,
+    cap: SoftCap,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Launch the kernels; their gradient goes to ``dlogits``, which may be logits."""
+    if logits.numel() == 0:
+        return _loss_of_no_rows(logits, denominator, is_mean, dtype)
+    rows, target_rows = _rows(dlogits, logits, target, weight, options, cap)
+    n_programs = rows.schedule.row_blocks
     wide = compute_dtype(logits.dtype)
-    is_mean = options.reduction == "mean"
-    n_rows, n_programs = logits.shape[:-1].numel(), rows.row_blocks
-    n_counts = cdiv(n_rows, COUNTED_ROWS) if is_mean else 1
-    max_counts = FEW_COUNTS if n_counts <= FEW_COUNTS else MAX_COUNTS
-    n_counts = min(n_counts, max_counts)
-    target = target.contiguous()
-    class_weight = None if class_weight is None else class_weight.to(wide).contiguous()
+    weight = None if weight is None else weight.contiguous()
     loss = torch.empty((), dtype=dtype, device=logits.device)
-    # sums of weights, a loss for each program, and how many of these are done
-    scratch = torch.empty(max_counts + n_programs + 1, dtype=wide, device=logits.device)
-    start(
-        cross_entropy_count_kernel,
-        (n_counts,),
-        logits.device,
-        target,
-        class_weight,
-        scratch,
-        n_rows if is_mean else 0,
-        rows.n_cols,
-        n_programs,
-        options.ignore_index,
-        BLOCK_ROWS=COUNTED_ROWS,
-        COUNTS=max_counts,
-        num_warps=8,
-    )
-    if rows.is_packed:
-        kernel = cross_entropy_loss_packed_kernel
-    elif rows.col_blocks == 1:
-        kernel = cross_entropy_loss_kernel
+    partials = torch.empty(n_programs, dtype=wide, device=logits.device)
+    sums_weights = is_mean and denominator is None and not target.is_floating_point()
+    # the weight_sum kernel resets the counter too
+    new_counter = torch.empty if sums_weights else torch.zeros
+    counter = new_counter(1, dtype=torch.int32, device=logits.device)
+    if denominator is not None:
+        divisor = Denominator(denominator, 1)
+    elif sums_weights:
+        divisor = _launch_weight_sum(target_rows.ptr, weight, counter, rows.n_cols, wide, options)
     else:
-        kernel = cross_entropy_loss_online_kernel
-    rows.start(
-        kernel,
-        rows.folded[0],
-        target,
-        class_weight,
-        loss,
-        scratch,
-        None if dlogits is None else rows.folded[-1],
+        divisor = Denominator(None, logits.shape[:-1].numel() if is_mean else 1)
+    is_online = rows.schedule.col_blocks > 1
+    rows.launch(
+        cross_entropy_loss_online_kernel if is_online else cross_entropy_loss_kernel,
+        rows.matrices[0],
+        target_rows,
+        weight,
+        None if dlogits is None else rows.matrices[-1],
+        LossOutput(loss, partials, counter),
+        divisor,
         rows.n_rows,
         rows.n_cols,
-        n_counts,
-        options.ignore_index,
-        (_floats(smoothing), _floats(options.z_loss)),
-        (rows.folded[0].stride(), rows.folded[-1].stride()),
-        LANES=rows.lanes,
-        CAP=(options.logit_scale, options.softcap),
-        COUNTS=max_counts,
-        MEAN=is_mean,
+        options,
+        SOFTCAP=cap,
+        **({"N_PARTIALS": rows.schedule.n_partials} if is_online else {}),
     )
     return loss
 
 
-def _floats(number: float) -> tuple[float, float] | None:
-    """A float64 as a kernel takes it: what float32 holds of it, and the rest."""
+def _launch_weight_sum(
+    target: Tensor,
+    weight: Tensor | None,
+    counter: Tensor,
+    n_cols: int,
+    wide: torch.dtype,
+    options: LossOptions,
+) -> Denominator:
+    """The sum of the weights of the counted rows, in parts."""
+    n_partials = min(cdiv(target.numel(), WEIGHT_SUM_ROWS), MAX_WEIGHT_PARTIALS)
+    partials = torch.empty(n_partials, dtype=wide, device=target.device)
+    launch(
+        weight_sum_kernel,
+        (n_partials,),
+        target.device,
+        target,
+        weight,
+        partials,
+        counter,
+        target.numel(),
+        n_cols,
+        options.ignore_index,
+        BLOCK_ROWS=WEIGHT_SUM_ROWS,
+        num_warps=8,
+    )
+    return Denominator(partials, n_partials)
+
+
+def _rows(
+    dlogits: Tensor | None,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    options: LossOptions,
+    cap: SoftCap,
+) -> tuple[Rows, Any]:
+    """The rows of logits and their gradient, and the target of each."""
+    is_probability = target.is_floating_point()
+    weighs_classes = weight is not None and (is_probability or options.label_smoothing is not None)
+    read_twice = READ_TWICE_FLOAT64 if logits.dtype == torch.float64 else READ_TWICE
+    limits = Limits(
+        live_values=1 + is_probability + weighs_classes + (cap.cap is not None),
+        # only for a gradient a row is kept, or read again
+        max_tile_bytes=READ_ONCE.tile_bytes if dlogits is None else MAX_TILE_BYTES,
+        min_tile_bytes=2 * MIN_TILE_BYTES,
+        online=READ_ONCE if dlogits is None else read_twice,
+        may_pack=True,
+    )
+    results = () if dlogits is None else (dlogits,)
+    if is_probability:
+        rows = Rows(logits, target, *results, limits=limits)
+        return rows, rows.matrices[1]
+    rows = Rows(logits, *results, limits=limits)
+    return rows, rows.target_indices(target)
+
+
+def _loss_of_no_rows(
+    logits: Tensor, denominator: Tensor | None, is_mean: bool, dtype: torch.dtype
+) -> Tensor:
+    """0 / denominator: NaN for the mean's own denominator, which is 0."""
+    loss = torch.zeros((), dtype=compute_dtype(logits.dtype), device=logits.device)
+    if denominator is not None:
+        loss = loss / denominator
+    elif is_mean:
+        loss = loss / 0
+    return loss.to(dtype)
+
+
+def _pair(number: float) -> FloatPair | None:
+    """A float64 as a kernel takes it, or None for 0."""
     if number == 0:
         return None
-    narrow = ctypes.c_float(number).value
-    return narrow, number - narrow
+    high = ctypes.c_float(number).value
+    return FloatPair(high, number - high)

@@ -1,0 +1,155 @@
+"""Launch a kernel over the rows of tensors: their strides, the tile of a program, the grid."""
+
+import contextlib
+import functools
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torch_softmax._kernels.tiles import Matrix, TileShape
+from torch_softmax._kernels.tiling import (
+    MAX_PACKED_COLS,
+    MAX_TILE_BYTES,
+    MIN_TILE_BYTES,
+    READ_ONCE,
+    VEC_BYTES,
+    OnlineTile,
+    cdiv,
+    has_unaligned_rows,
+    n_partials,
+    packed_tiling,
+    row_tiling,
+    vec_size,
+)
+from torch_softmax._layout import collapse_batch_dims
+
+# what `kernel[grid]` returns
+Kernel = Any
+
+
+class Limits(NamedTuple):
+    """What a kernel keeps in registers, and which tiles it may take.
+
+    ``live_values`` are the numbers that it keeps for each element of its tile; for the others see
+    :func:`row_tiling`. Rows of few classes without gaps are packed where the kernel ``may_pack``.
+    """
+
+    live_values: int
+    max_tile_bytes: int = MAX_TILE_BYTES
+    min_tile_bytes: int = MIN_TILE_BYTES
+    online: OnlineTile = READ_ONCE
+    may_pack: bool = False
+
+
+class Schedule(NamedTuple):
+    """The tile of a program, its warps and partials, and the blocks that cover the matrix."""
+
+    tile: TileShape
+    num_warps: int
+    n_partials: int
+    row_blocks: int
+    col_blocks: int
+
+
+# the decision costs as much as a launch
+@functools.lru_cache(maxsize=4096)
+def schedule(
+    shape: tuple[int, int, int],
+    strides: tuple[tuple[int, ...], ...],
+    addresses: tuple[int, ...],
+    element_bytes: tuple[int, ...],
+    limits: Limits,
+) -> Schedule:
+    """The schedule for matrices of such sizes, strides and addresses modulo VEC_BYTES."""
+    outer, n_rows, n_cols = shape
+    size = vec_size(n_cols, strides, addresses, min(element_bytes))
+    unaligned = has_unaligned_rows(n_cols, strides, size)
+    packed = (
+        limits.may_pack
+        and n_cols <= MAX_PACKED_COLS
+        and outer == 1
+        and all(stride[1:] == (n_cols, 1) for stride in strides)
+        and not any(addresses)
+    )
+    if packed:
+        size, unaligned, tiling = VEC_BYTES // min(element_bytes), False, packed_tiling(n_cols)
+    else:
+        _, row_stride, class_stride = strides[0]
+        tiling = row_tiling(
+            n_rows,
+            n_cols + (size - 1 if unaligned else 0),
+            limits.live_values * max(4, element_bytes[0]),
+            class_strided=0 < row_stride < class_stride,
+            # the masks of the rows' heads and tails take registers too
+            max_tile_bytes=limits.max_tile_bytes // (2 if unaligned else 1),
+            min_tile_bytes=limits.min_tile_bytes,
+            online=limits.online,
+        )
+    return Schedule(
+        TileShape(tiling.block_rows, tiling.block_cols, size, unaligned, packed),
+        tiling.num_warps,
+        n_partials(tiling, element_bytes[0]),
+        outer * cdiv(n_rows, tiling.block_rows),
+        # a row's first vector may hold elements before the row
+        cdiv(n_cols + (size - 1 if unaligned else 0), tiling.block_cols),
+    )
+
+
+class Rows:
+    """Tensors as the kernels see them, (outer, row, class), and the schedule of a kernel."""
+
+    def __init__(self, *tensors: Tensor, limits: Limits) -> None:
+        """See ``tensors`` of one shape as rows that a kernel with such ``limits`` works on."""
+        first = tensors[0]
+        self.n_cols, self.device = first.shape[-1], first.device
+        outer, self.n_rows = collapse_batch_dims(first) or (1, first.shape[:-1].numel())
+        self.matrices = [self._matrix(outer, tensor) for tensor in tensors]
+        self.schedule = schedule(
+            (outer, self.n_rows, self.n_cols),
+            tuple(matrix[1:] for matrix in self.matrices),
+            tuple(matrix.ptr.data_ptr() % VEC_BYTES for matrix in self.matrices),
+            tuple(tensor.element_size() for tensor in tensors),
+            limits,
+        )
+
+    def _matrix(self, outer: int, tensor: Tensor) -> Matrix:
+        # a view wherever one exists
+        rows = tensor.reshape(outer, self.n_rows, self.n_cols)
+        outer_stride, row_stride, class_stride = rows.stride()
+        return Matrix(rows, outer_stride if outer > 1 else 0, row_stride, class_stride)
+
+    def target_indices(self, target: Tensor) -> Matrix:
+        """Class indices of the rows as a matrix of one column."""
+        return Matrix(target.contiguous(), self.n_rows, 1, 1)
+
+    def launch(
+        self, kernel: Kernel, *args: Any, grid: tuple[int, ...] | None = None, **constexprs: Any
+    ) -> None:
+        """Launch ``kernel``, by default one program for each block of rows."""
+        launch(
+            kernel,
+            grid or (self.schedule.row_blocks,),
+            self.device,
+            *args,
+            TILE=self.schedule.tile,
+            num_warps=self.schedule.num_warps,
+            **constexprs,
+        )
+
+
+def launch(
+    kernel: Kernel, grid: tuple[int, ...], device: torch.device, *args: Any, **options: Any
+) -> None:
+    """Launch ``kernel`` on ``device``."""
+    with _current(device):
+        # no FMA contraction: recomputed logits must match bit for bit, or the loss of a confident
+        # row is negative. It would save the loss 1 to 2 % of its instructions
+        kernel[grid](*args, enable_fp_fusion=False, **options)
+
+
+def _current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Make ``device`` the current one, on which Triton launches."""
+    if device.type == "cpu":
+        return contextlib.nullcontext()
+    return torch.accelerator.device_index(device.index)

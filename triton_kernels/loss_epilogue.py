@@ -1,0 +1,127 @@
+"""Device functions that turn the sums of rows into one loss and the coefficients of its gradient.
+
+The notation is that of the kernels of ``cross_entropy_loss``.
+"""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from .online_softmax import cost_to_lse
+from .tiling import MAX_WEIGHT_PARTIALS
+
+# partial losses that the last program adds at a time
+LOSS_BLOCK = tl.constexpr(1024)
+# a block that holds the partial sums of weights
+WEIGHT_BLOCK = tl.constexpr(MAX_WEIGHT_PARTIALS)
+
+
+class FloatPair(NamedTuple):
+    """A float64 as the sum of two float32, because a kernel's float arguments are float32."""
+
+    high: float
+    low: float
+
+
+class LossOptions(NamedTuple):
+    """Options of a loss; a smoothing or z_loss of None costs nothing at run time."""
+
+    ignore_index: int
+    label_smoothing: FloatPair | None
+    z_loss: FloatPair | None
+
+
+class Denominator(NamedTuple):
+    """The sum of ``n`` partial sums; ``n`` itself where ``partials_ptr`` is None."""
+
+    partials_ptr: Any
+    n: int
+
+
+class LossOutput(NamedTuple):
+    """The loss, a partial loss of each program, and how many programs have stored theirs."""
+
+    ptr: Any
+    partials_ptr: Any
+    counter_ptr: Any
+
+
+class Coefficients(NamedTuple):
+    """Coefficients of each row's gradient."""
+
+    a: Any
+    b: Any
+    s: Any
+
+
+@triton.jit
+def load_denominator(denominator, dtype: tl.constexpr):
+    """The number that divides the sum of the losses."""
+    if denominator.partials_ptr is None:
+        value = tl.full((), denominator.n, dtype)
+    else:
+        index = tl.arange(0, WEIGHT_BLOCK)
+        mask = index < denominator.n
+        value = tl.sum(tl.load(denominator.partials_ptr + index, mask=mask, other=0).to(dtype))
+    return value
+
+
+@triton.jit
+def from_pair(pair, dtype: tl.constexpr):
+    """The number that a FloatPair holds."""
+    return tl.full((), pair.high, dtype) + tl.full((), pair.low, dtype)
+
+
+@triton.jit
+def fold_options(stats, targets, denominator, loss_options, n_cols):
+    """Each row's loss before the division, and its coefficients; 0 where it does not count.
+
+    The coefficient ``a`` is already divided by sum_exp: it is a factor of exp(x - row_max).
+    """
+    is_counted = targets.is_counted
+    # even with a denominator of 0, rows that do not count have a gradient of 0
+    scale = tl.where(is_counted, 1.0 / denominator, 0.0)
+    losses = cost_to_lse(stats.target, stats.softmax)
+    b = scale
+    s = tl.zeros_like(scale)
+    a = b * stats.target.weight
+    if loss_options.label_smoothing is not None:
+        smoothing = from_pair(loss_options.label_smoothing, scale.dtype)
+        smooth = cost_to_lse(stats.smooth, stats.softmax)
+        losses = (1.0 - smoothing) * losses + smoothing / n_cols * smooth
+        b = scale * (1.0 - smoothing)
+        s = scale * (smoothing / n_cols)
+        a = b * stats.target.weight + s * stats.smooth.weight
+    if loss_options.z_loss is not None:
+        z = from_pair(loss_options.z_loss, scale.dtype)
+        lse = stats.softmax.row_max + stats.softmax.log_sum_exp
+        losses += z * lse * lse
+        a += 2.0 * (z * scale) * lse
+    a = tl.where(targets.is_class, a / stats.softmax.sum_exp, float("nan"))
+    return tl.where(is_counted, losses, 0.0), Coefficients(tl.where(is_counted, a, 0.0), b, s)
+
+
+@triton.jit
+def reduce_loss(losses, denominator, loss):
+    """Add the program's losses to the loss: sum(losses of all rows) / denominator.
+
+    The program that finishes last adds the partial losses in the order of the programs, so the
+    result does not depend on the order in which they finish.
+    """
+    n_programs = tl.num_programs(0)
+    tl.store(loss.partials_ptr + tl.program_id(0), tl.sum(losses))
+    # publish the partial loss before incrementing the counter
+    tl.debug_barrier()
+    n_before = tl.atomic_add(loss.counter_ptr, 1, sem="acq_rel", scope="gpu")
+    if n_before == n_programs - 1:
+        # all threads read after the thread that acquired the counter
+        tl.debug_barrier()
+        total = tl.zeros((LOSS_BLOCK,), loss.partials_ptr.dtype.element_ty)
+        for start in range(0, n_programs, LOSS_BLOCK):
+            index = start + tl.arange(0, LOSS_BLOCK)
+            # past the L1 cache, which does not see the stores of other multiprocessors
+            total += tl.load(
+                loss.partials_ptr + index, mask=index < n_programs, other=0.0, cache_modifier=".cg"
+            )
+        tl.store(loss.ptr, tl.sum(total) / denominator)

@@ -1,0 +1,141 @@
+"""Device functions of targets: a class index per row, or a probability per class.
+
+The element type of ``target.ptr`` says at compile time which of the two a kernel has. q is the
+one-hot of the index, or the probabilities.
+"""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from .arithmetic import exp, softcap, softcap_grad
+from .tiles import load_classes, load_tile
+
+
+class Targets(NamedTuple):
+    """Of each row its class, whether the row counts, whether the class exists, and its weight.
+
+    Every row of probabilities counts and has a weight of 1; its class means nothing.
+    """
+
+    index: Any
+    is_counted: Any
+    is_class: Any
+    weight: Any
+
+
+class ClassWeights(NamedTuple):
+    """Weights of a tile's classes, 0 beside a row: class_weight * probability, and class_weight."""
+
+    target: Any
+    smooth: Any
+
+
+@triton.jit
+def load_targets(target, class_weight_ptr, rows, n_cols, ignore_index, dtype: tl.constexpr):
+    """Targets of a program's rows; without an ``ignore_index`` every row counts."""
+    if target.ptr.dtype.element_ty.is_floating():
+        one = tl.where(rows.exist, 1.0, 0.0).to(dtype)
+        targets = Targets(rows.index, rows.exist, rows.exist, one)
+    else:
+        offsets = rows.outer * target.outer_stride + rows.index * target.row_stride
+        index = tl.load(target.ptr + offsets, mask=rows.exist, other=0).to(tl.int64)
+        is_counted = rows.exist
+        if ignore_index is not None:
+            is_counted = is_counted & (index != ignore_index)
+        is_class = is_counted & (index >= 0) & (index < n_cols)
+        weight = class_weight_at(class_weight_ptr, index, is_counted, n_cols, dtype)
+        targets = Targets(index, is_counted, is_class, weight)
+    return targets
+
+
+@triton.jit
+def target_offsets(matrix, rows, targets):
+    """Offset of each row's class from the start of a matrix."""
+    row_start = rows.outer * matrix.outer_stride + rows.index * matrix.row_stride
+    return row_start + targets.index * matrix.class_stride
+
+
+@triton.jit
+def load_target_logits(logits, target, rows, targets, dtype: tl.constexpr):
+    """The logit of each row's class, NaN where there is no such class."""
+    x = targets.weight
+    if not target.ptr.dtype.element_ty.is_floating():
+        # one more load of a cached element instead of a search through the tile
+        ptrs = logits.ptr + target_offsets(logits, rows, targets)
+        x = tl.load(ptrs, mask=targets.is_class, other=float("nan")).to(dtype)
+    return x
+
+
+@triton.jit
+def class_weight_at(class_weight_ptr, index, is_counted, n_cols, dtype: tl.constexpr):
+    """The weight of each row's class, 0 where the row does not count."""
+    if class_weight_ptr is None:
+        weight = tl.where(is_counted, 1.0, 0.0).to(dtype)
+    else:
+        # clamp invalid targets to a safe address; their row becomes NaN
+        safe = tl.minimum(tl.maximum(index, 0), n_cols - 1)
+        weight = tl.load(class_weight_ptr + safe, mask=is_counted, other=0.0).to(dtype)
+    return weight
+
+
+@triton.jit
+def load_class_weights(
+    target, class_weight_ptr, tile, n_cols, TILE: tl.constexpr, dtype: tl.constexpr
+):
+    """ClassWeights of a tile; the compiler removes those that the loss does not use."""
+    smooth = tl.where(tile.in_row, 1.0, 0.0).to(dtype)
+    if class_weight_ptr is not None:
+        smooth = load_classes(class_weight_ptr, tile.cols, n_cols).to(dtype)
+    weight = smooth
+    if target.ptr.dtype.element_ty.is_floating():
+        probability = load_tile(target, tile, TILE).to(dtype)
+        weight = tl.where(tile.in_row, probability, 0.0)
+        if class_weight_ptr is not None:
+            weight *= smooth
+    return ClassWeights(weight, smooth)
+
+
+@triton.jit
+def subtract_class_gradient(gradient, target, weights, coefficients, HAS_SMOOTHING: tl.constexpr):
+    """gradient - b * class_weight * probability - s * class_weight of each class of a tile."""
+    if target.ptr.dtype.element_ty.is_floating():
+        gradient -= coefficients.b[:, None] * weights.target
+    if HAS_SMOOTHING:
+        gradient -= coefficients.s[:, None] * weights.smooth
+    return gradient
+
+
+@triton.jit
+def one_hot(targets, tile, value):
+    """``value`` of each row at its class, 0 elsewhere in a tile."""
+    return tl.where(tile.cols == targets.index[:, None], value[:, None], 0.0)
+
+
+@triton.jit
+def target_gradient(
+    targets,
+    target_logits,
+    row_max,
+    coefficients,
+    SOFTCAP: tl.constexpr,
+    HAS_SMOOTHING: tl.constexpr,
+):
+    """The gradient of each row's class, with b * onehot(target)."""
+    p = exp(softcap(target_logits, SOFTCAP) - row_max)
+    gradient = coefficients.a * p - coefficients.b * targets.weight
+    if HAS_SMOOTHING:
+        gradient -= coefficients.s * targets.weight
+    return gradient * softcap_grad(target_logits, SOFTCAP)
+
+
+@triton.jit
+def store_targets(matrix, rows, targets, value):
+    """Overwrite the element of each row's class, which a tile has stored without its target.
+
+    To compare every column of the tile with the target takes up to half as many registers again.
+    """
+    # another thread has stored the element
+    tl.debug_barrier()
+    tl.store(matrix.ptr + target_offsets(matrix, rows, targets), value, mask=targets.is_class)

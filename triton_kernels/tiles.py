@@ -1,0 +1,190 @@
+"""Device functions that every kernel shares: the rows and the tile of a program, loads and stores.
+
+A tensor is a :class:`Matrix` of three axes, (outer, row, class). Any layout with one class axis
+has this form: a matrix has one outer index, images with classes on axis 1 have one per image.
+
+A vectorized access moves VEC_BYTES = 16 bytes. Rows of 50257 bfloat16 do not start at multiples of
+16 bytes, so a tile starts at the last multiple before its row, ``head`` elements earlier: element
+``position`` of a tile is column ``position - head``. A load may read the elements beside a row that
+share a vector with it; a store writes the row's elements only, its head and tail one by one. All
+matrices of a kernel have the same heads. With ``vec_size`` 1 positions are columns.
+
+Rows of few classes without gaps are ``packed``: a program moves them as one contiguous block and
+transposes it, so that a thread holds a whole row.
+
+``EVICTION`` tells the L2 cache which elements will be read again.
+"""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+# many rows of a tile share vectors, which a mask of rows would divide
+MIN_SHARED_ROWS = tl.constexpr(32)
+
+
+class Matrix(NamedTuple):
+    """A tensor's pointer and strides, in elements."""
+
+    ptr: Any
+    outer_stride: Any
+    row_stride: Any
+    class_stride: Any
+
+
+class TileShape(NamedTuple):
+    """What a program holds at once, known at compile time: powers of two and flags."""
+
+    rows: int
+    cols: int
+    vec_size: int
+    unaligned_rows: bool
+    packed: bool
+
+
+class Rows(NamedTuple):
+    """The rows of a program: outer index, row indices, how many exist, which, and their heads."""
+
+    outer: Any
+    index: Any
+    n_exist: Any
+    exist: Any
+    head: Any
+
+
+class Tile(NamedTuple):
+    """Columns of a program's rows: which are inside the row, and which a load and a store move."""
+
+    rows: Rows
+    cols: Any
+    positions: Any
+    in_row: Any
+    load_mask: Any
+    store_mask: Any
+
+
+@triton.jit
+def row_block(block, n_rows, matrix, TILE: tl.constexpr):
+    """The rows of a block of TILE.rows."""
+    blocks = tl.cdiv(n_rows, TILE.rows)
+    # int64: rows times strides pass 2**31
+    block = block.to(tl.int64)
+    outer = block // blocks
+    start = (block % blocks) * TILE.rows
+    index = start + tl.arange(0, TILE.rows)
+    n_exist = tl.minimum(n_rows - start, TILE.rows).to(tl.int32)
+    head = ((outer * matrix.outer_stride + index * matrix.row_stride) % TILE.vec_size).to(tl.int32)
+    return Rows(outer, index, n_exist, index < n_rows, head)
+
+
+@triton.jit
+def column_tile(start, rows, n_cols, TILE: tl.constexpr):
+    """The tile of ``rows`` that begins at position ``start``."""
+    exist = rows.exist[:, None]
+    positions = (start + tl.arange(0, TILE.cols))[None, :]
+    # one row of columns serves all rows, as class weights do
+    cols = positions
+    # a bound that is a multiple of vec_size tells the compiler that the mask divides no vector
+    in_row = exist & (positions < n_cols // TILE.vec_size * TILE.vec_size)
+    load_mask = in_row
+    store_mask = in_row
+    if TILE.packed:
+        in_row = exist & (cols < n_cols)
+    elif TILE.unaligned_rows:
+        head = rows.head[:, None]
+        end = head + n_cols
+        cols = positions - head
+        in_row = exist & (positions >= head) & (positions < end)
+        load_mask = exist & (positions < tl.cdiv(end, TILE.vec_size) * TILE.vec_size)
+        first_vector = tl.cdiv(head, TILE.vec_size) * TILE.vec_size
+        end_of_vectors = end // TILE.vec_size * TILE.vec_size
+        store_mask = exist & (positions >= first_vector) & (positions < end_of_vectors)
+    return Tile(rows, cols, positions, in_row, load_mask, store_mask)
+
+
+@triton.jit
+def tile_offsets(matrix, tile, TILE: tl.constexpr):
+    """Offsets of a tile's elements from the start of its matrix."""
+    row_start = tile.rows.outer * matrix.outer_stride + tile.rows.index * matrix.row_stride
+    row_start = row_start // TILE.vec_size * TILE.vec_size
+    # int64: class strides pass 2**31 too
+    return row_start[:, None] + tile.positions.to(tl.int64) * matrix.class_stride
+
+
+@triton.jit
+def load_tile(
+    matrix,
+    tile,
+    TILE: tl.constexpr,
+    EVICTION: tl.constexpr = None,
+    needed_rows=None,
+    OTHER: tl.constexpr = 0.0,
+):
+    """Elements of a tile, OTHER where a mask keeps a vector from being read, any beside a row."""
+    if TILE.packed:
+        x = load_packed_tile(matrix, tile, TILE)
+    else:
+        mask = tile.load_mask
+        if needed_rows is not None:
+            mask = mask & needed_rows[:, None]
+        ptrs = matrix.ptr + tile_offsets(matrix, tile, TILE)
+        x = tl.load(ptrs, mask=mask, other=OTHER, eviction_policy=EVICTION)
+    return x
+
+
+@triton.jit
+def store_tile(matrix, tile, value, TILE: tl.constexpr, EVICTION: tl.constexpr = None):
+    """Write the elements of a tile that are inside their row."""
+    if TILE.packed:
+        store_packed_tile(matrix, tile, value, TILE)
+    else:
+        ptrs = matrix.ptr + tile_offsets(matrix, tile, TILE)
+        tl.store(ptrs, value, mask=tile.store_mask, eviction_policy=EVICTION)
+        if TILE.unaligned_rows:
+            # the head and tail share their vectors with the neighbouring rows
+            is_end = tile.in_row & ~tile.store_mask
+            tl.store(ptrs, value, mask=is_end, eviction_policy=EVICTION)
+
+
+@triton.jit
+def load_packed_tile(matrix, tile, TILE: tl.constexpr):
+    """Rows that one contiguous block of memory holds, any element beside a row."""
+    # rows without gaps: the row stride is the number of columns
+    n_cols = matrix.row_stride
+    element = tl.arange(0, TILE.rows * TILE.cols)
+    n_elements = tile.rows.n_exist * n_cols
+    # a bound that is a multiple of vec_size tells the compiler that the mask divides no vector
+    mask = element < tl.cdiv(n_elements, TILE.vec_size) * TILE.vec_size
+    block_ptr = matrix.ptr + tl.program_id(0).to(tl.int64) * TILE.rows * n_cols
+    block = tl.load(block_ptr + element, mask=mask, other=0.0)
+    cols = tl.arange(0, TILE.cols)[:, None]
+    source = tl.arange(0, TILE.rows)[None, :] * n_cols + tl.minimum(cols, n_cols - 1)
+    block = tl.gather(block, tl.reshape(source, (TILE.rows * TILE.cols,)), 0)
+    return tl.trans(tl.reshape(block, (TILE.cols, TILE.rows)))
+
+
+@triton.jit
+def store_packed_tile(matrix, tile, value, TILE: tl.constexpr):
+    """Write the rows of a tile into the contiguous block of memory that holds them."""
+    n_cols = matrix.row_stride
+    element = tl.arange(0, TILE.rows * TILE.cols)
+    # element // n_cols without a division, exact below 2**20 / n_cols elements
+    row = element * tl.cdiv(2**20, n_cols) >> 20
+    source = (element - row * n_cols) * TILE.rows + row
+    value = tl.reshape(tl.trans(value.to(matrix.ptr.dtype.element_ty)), (TILE.rows * TILE.cols,))
+    block = tl.gather(value, source, 0)
+    n_elements = tile.rows.n_exist * n_cols
+    end_of_vectors = n_elements // TILE.vec_size * TILE.vec_size
+    ptrs = matrix.ptr + tl.program_id(0).to(tl.int64) * TILE.rows * n_cols + element
+    tl.store(ptrs, block, mask=element < end_of_vectors)
+    if end_of_vectors < n_elements:
+        tl.store(ptrs, block, mask=(element >= end_of_vectors) & (element < n_elements))
+
+
+@triton.jit
+def load_classes(ptr, cols, n_cols):
+    """A vector with one entry per class, 0 beside the row."""
+    in_row = (cols >= 0) & (cols < n_cols)
+    # not other=0.0: Triton 3.6 fails to compile a sum of mere loads whose result is used twice
+    return tl.where(in_row, tl.load(ptr + cols, mask=in_row), 0.0)
