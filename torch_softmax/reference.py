@@ -320,14 +320,7 @@ def cross_entropy_loss(
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
     """The sum or mean of the losses of all rows, and its gradient in the logits or an empty one."""
-    options = LossOptions(
-        ignore_index,
-        reduction,
-        label_smoothing,
-        z_loss,
-        softcap,
-        logit_scale,  # type: ignore[arg-type]
-    )
+    options = LossOptions(ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale)
     target, class_weight, terms = fold_options(logits, target, weight, denominator, options)
     rows = cross_entropy_forward(logits, target, class_weight, logit_scale, softcap)
     loss = terms.reduced_loss(rows).to(dtype)

@@ -159,7 +159,7 @@ def _differentiable_gradients(
     with torch.enable_grad():
         # aliases, since target probabilities may be a function of the logits, and the derivatives
         # here are partial
-        inputs = [x if x is None else x.view_as(x) for x in ctx.saved_tensors[:3]]
+        inputs: list[Any] = [x if x is None else x.view_as(x) for x in ctx.saved_tensors[:3]]
         rows = reference.cross_entropy_forward(
             inputs[0], inputs[1], inputs[2], ctx.logit_scale, ctx.softcap, ctx.with_entropy
         )

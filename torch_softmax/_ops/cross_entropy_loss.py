@@ -66,8 +66,10 @@ def cross_entropy_loss(
     inplace: bool,
 ) -> Tensor:
     """The losses of rows in ``dtype``, reduced as the options say; differentiable."""
-    others_need_gradient = any(
-        x is not None and x.requires_grad for x in (target, weight, denominator)
+    others_need_gradient = (
+        target.requires_grad
+        or (weight is not None and weight.requires_grad)
+        or (denominator is not None and denominator.requires_grad)
     )
     with_gradient = torch.is_grad_enabled() and (logits.requires_grad or others_need_gradient)
     # float16 would lose small gradients before a loss scaler's factor lifts them

@@ -37,6 +37,6 @@ def _is_donated(x: Any) -> bool:
     from torch._inductor.ir import DonatedBuffer
     from torch._inductor.virtualized import V
 
-    argument = V.graph.current_node.args[0]
+    argument: Any = V.graph.current_node.args[0]
     is_input = isinstance(getattr(x.data, "data", None), DonatedBuffer)
     return is_input and argument.op == "placeholder" and len(argument.users) == 1

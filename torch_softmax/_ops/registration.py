@@ -65,13 +65,18 @@ def refuse_derivatives(stem: str, args: tuple[Any, ...]) -> None:
         )
 
 
+_SERVED_TYPES = (Tensor, Parameter)
+
+
 def takes_functions(*tensors: Tensor | None) -> bool:
     """Whether the ``autograd.Function`` forms serve the tensors, and not ``reference``.
 
     A subclass of Tensor, such as DTensor, knows PyTorch's own operators alone.
     """
-    is_tensor = all(x is None or type(x) in (Tensor, Parameter) for x in tensors)
-    return is_tensor and is_plain_reverse_mode()
+    for x in tensors:
+        if x is not None and type(x) not in _SERVED_TYPES:
+            return False
+    return is_plain_reverse_mode()
 
 
 def is_plain_reverse_mode() -> bool:
