@@ -65,12 +65,15 @@ def class_indices(logits: Tensor) -> Tensor:
 
 
 def softmax(x: Tensor) -> None:
-    _launch.launch_softmax_backward(x, _launch.launch_softmax_forward(x, x.dtype), x.dtype)
+    x = x.movedim(-1, 1)
+    y = _launch.launch_softmax_forward(x, 1, x.dtype)
+    _launch.launch_softmax_backward(x, y, 1, x.dtype)
 
 
 def log_softmax(x: Tensor) -> None:
-    y = _launch.launch_log_softmax_forward(x, x.dtype)
-    _launch.launch_log_softmax_backward(x, y, x.dtype)
+    x = x.movedim(-1, 1)
+    y = _launch.launch_log_softmax_forward(x, 1, x.dtype)
+    _launch.launch_log_softmax_backward(x, y, 1, x.dtype)
 
 
 class Options(NamedTuple):

@@ -16,8 +16,8 @@ pytestmark = pytest.mark.xdist_group("compile_targets")
 ROOT = Path(__file__).parents[1]
 COMPILE_KERNELS = ROOT / "tests" / "compile_kernels.py"
 
-# whole and walked rows, alone in a program and together
-SCHEDULES = {(rows_together, walked) for rows_together in (False, True) for walked in (False, True)}
+# rows that a tile holds and longer ones, alone in a program and together
+SCHEDULES = {(together, is_online) for together in (False, True) for is_online in (False, True)}
 ALIGNED_LAYOUTS = (
     "odd_classes",
     "odd_longest_block",
@@ -40,7 +40,7 @@ REGISTERS_OF_AN_SM = 64 * 1024
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory):
-    """Records of the kernels that each case starts, compiled in processes without interpreter."""
+    """Records of the kernels that each case launches, compiled in processes without interpreter."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {
         "PYTHONPATH": str(ROOT),
@@ -71,10 +71,9 @@ def measured(compiled, case):
     return [record for record in compiled[case] if not record["error"]]
 
 
-def walks_twice(record):
+def reads_twice(record):
     """Whether rows are read again: a loss without its gradient needs them once."""
-    is_loss_alone = "-cross_entropy_loss-" in record["case"]
-    return record["kernel"].endswith("online_kernel") and not is_loss_alone
+    return record["kernel"].endswith("online_kernel") and "-loss_alone-" not in record["case"]
 
 
 def kernels():
@@ -97,7 +96,7 @@ def test_compile_targets_round_products_as_the_interpreter_does(compiled, case):
 
 @pytest.mark.parametrize("case", [str(case) for case in CASES])
 def test_compile_targets_accept_the_kernels(compiled, case):
-    assert compiled[case], "the launcher started no kernel"
+    assert compiled[case], "the launcher launched no kernel"
     errors = [
         f"{record['kernel']}: {record['error']}" for record in compiled[case] if record["error"]
     ]
@@ -107,7 +106,7 @@ def test_compile_targets_accept_the_kernels(compiled, case):
 @pytest.mark.parametrize("kernel", kernels())
 def test_compile_targets_include_the_kernel(compiled, kernel):
     reached = {record["kernel"] for records in compiled.values() for record in records}
-    assert kernel in reached, "give compile_kernels.py an operation that starts it"
+    assert kernel in reached, "give compile_kernels.py an operation that launches it"
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -115,7 +114,7 @@ def test_compile_targets_cover_every_schedule(compiled, operation):
     records = [
         record for case in CASES if case.operation == operation for record in compiled[str(case)]
     ]
-    assert {(record["BLOCK_ROWS"] > 1, record["walked"]) for record in records} == SCHEDULES
+    assert {(record["rows"] > 1, record["is_online"]) for record in records} == SCHEDULES
 
 
 @pytest.mark.parametrize("case", [str(case) for case in CASES if case.target == "sm_90"])
@@ -136,11 +135,11 @@ def test_compile_targets_keep_within_the_register_budget(compiled, case):
 
 
 @pytest.mark.parametrize("case", [str(case) for case in CASES if case.target == "sm_90"])
-def test_compile_targets_walk_few_rows_at_once(compiled, case):
-    # rows that are walked twice wait in the L2 cache: of 131072 bfloat16, two for each of 132 SMs,
-    # on average half walked, make up 34 MB
+def test_compile_targets_read_few_online_rows_at_once(compiled, case):
+    # online rows wait in the L2 cache for their second read: of 131072 bfloat16, two for each of
+    # 132 SMs, half read on average, make up 34 MB
     for record in measured(compiled, case):
-        if walks_twice(record) and record["BLOCK_ROWS"] == 1:
+        if reads_twice(record) and record["rows"] == 1:
             allocated = -(-record["registers"] // 8) * 8 * 32 * record["num_warps"]
             assert REGISTERS_OF_AN_SM // allocated <= 2, record
 
@@ -148,7 +147,7 @@ def test_compile_targets_walk_few_rows_at_once(compiled, case):
 @pytest.mark.parametrize("case", [str(case) for case in CASES if case.target == "sm_90"])
 def test_compile_targets_hint_what_is_read_again(compiled, case):
     for record in measured(compiled, case):
-        hints = ["evict_first", "evict_last"] if walks_twice(record) else []
+        hints = ["evict_first", "evict_last"] if reads_twice(record) else []
         assert record["hints"] == hints, record
 
 
@@ -171,14 +170,14 @@ def test_compile_targets_move_16_bytes_at_a_time(compiled, case):
 )
 def test_compile_targets_move_no_matrix_2_bytes_at_a_time(compiled, case):
     for record in measured(compiled, case):
-        # beside its tile it reads the target's logit of each row
+        # beside its tile it reads the target's logit of each row, and stores its gradient
         reads_targets = record["kernel"] in (
             "cross_entropy_forward_kernel",
             "cross_entropy_loss_kernel",
             "cross_entropy_loss_online_kernel",
         )
-        # the ends of rows that begin inside a word
-        stores_ends = record["VECTOR"] > 1
+        # the heads and tails of unaligned rows
+        stores_ends = record["vec_size"] > 1
         allowed = record["elements_per_thread"] * (reads_targets + stores_ends)
         # the loss, or the factor of its gradient
         allowed += "_loss_" in record["kernel"] or record["kernel"] == "scale_kernel"

@@ -1,23 +1,22 @@
-"""The bytes that the kernels ask of memory, counted under the interpreter: the floor of each."""
+"""The bytes that the kernels load and store, counted under the interpreter: the floor of each."""
 
 import pytest
 import torch
 from torch_softmax._kernels.tiling import cdiv
 from triton.runtime.interpreter import InterpreterBuilder
 
-import torch_softmax
 from devices import INTERPRETER_OFF
-from torch_softmax._ops import registration
+from torch_softmax import _launch
 
 pytestmark = INTERPRETER_OFF
 
 # the target and its logit, coefficients and statistics, of each row and each of its blocks
 BYTES_BESIDE_A_BLOCK = 64
 SHORTEST_BLOCK = 8192
-# at either end of a row the rest of a word, in each of at most three reads of it
+# at either end of a row the rest of a vector, in each of at most three reads of it
 BYTES_AT_THE_ENDS = 3 * 2 * 16
 
-WHOLE, WALKED = 4096, 2**17
+ONE_TILE, ONLINE = 4096, 2**17
 
 
 @pytest.fixture
@@ -39,7 +38,6 @@ def moved(monkeypatch):
 
     monkeypatch.setattr(InterpreterBuilder, "create_masked_load", counted_load)
     monkeypatch.setattr(InterpreterBuilder, "create_masked_store", counted_store)
-    monkeypatch.setattr(registration, "INTERPRETED", True)
     return moved
 
 
@@ -56,62 +54,79 @@ def passes(moved, x):
     return tuple(counts)
 
 
-COLUMNS = pytest.mark.parametrize("n_cols", [WHOLE, WHOLE - 95, WALKED, WALKED - 95])
+COLUMNS = pytest.mark.parametrize("n_cols", [ONE_TILE, ONE_TILE - 95, ONLINE, ONLINE - 95])
 DTYPE = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 
 
 @COLUMNS
 @DTYPE
-@pytest.mark.parametrize("softmax", [torch_softmax.softmax, torch_softmax.log_softmax])
-def test_traffic_of_softmax_is_the_floor(moved, softmax, dtype, n_cols):
-    x = torch.randn(4, n_cols).to(dtype).requires_grad_()
-    # the second read of a walked row finds it in the L2 cache
-    reads = 1 if n_cols <= WHOLE else 2
+@pytest.mark.parametrize("operator", ["softmax", "log_softmax"])
+def test_traffic_of_softmax_is_the_floor(moved, operator, dtype, n_cols):
+    x = torch.randn(4, n_cols).to(dtype)
+    # the second read of an online row finds it in the L2 cache
+    reads = 1 if n_cols <= ONE_TILE else 2
 
-    y = softmax(x, 1)
+    y = getattr(_launch, f"launch_{operator}_forward")(x, 1, dtype)
     forward = passes(moved, x)
-    y.backward(torch.ones_like(y))
+    getattr(_launch, f"launch_{operator}_backward")(torch.ones_like(y), y, 1, dtype)
     backward = passes(moved, x)
 
     assert forward == (reads, 1)
     # the sum of log_softmax's gradient needs no y
-    sums = 1 if softmax is torch_softmax.log_softmax else 2
+    sums = 1 if operator == "log_softmax" else 2
     assert backward == (2 if reads == 1 else 2 + sums, 1)
 
 
 @COLUMNS
 @DTYPE
 def test_traffic_of_cross_entropy_is_the_floor(moved, dtype, n_cols):
-    logits = torch.randn(4, n_cols).to(dtype).requires_grad_()
+    logits = torch.randn(4, n_cols).to(dtype)
+    options = (1.0, None)
 
-    losses = torch_softmax.cross_entropy(logits, torch.arange(4), reduction="none")
+    rows = _launch.launch_cross_entropy_forward(logits, torch.arange(4), None, *options, False)
     forward = passes(moved, logits)
-    losses.backward(torch.ones_like(losses))
+    coefficients = (rows.softmax_stats, rows.nll, rows.nll, None, None)
+    _launch.launch_cross_entropy_backward(logits, torch.arange(4), None, *coefficients, *options)
     backward = passes(moved, logits)
 
     assert forward == (1, 0)
     assert backward == (1, 1)
 
 
+def launch_loss(logits, target):
+    options = (None, None, -100, "mean", 0.0, 0.0, None, 1.0, torch.float32, True)
+    return _launch.launch_cross_entropy_loss(logits, target, *options)
+
+
 @COLUMNS
 @DTYPE
-def test_traffic_of_a_step_is_the_floor(moved, dtype, n_cols):
-    logits = torch.randn(4, n_cols).to(dtype).requires_grad_()
+def test_traffic_of_a_loss_and_its_gradient_is_the_floor(moved, dtype, n_cols):
+    logits = torch.randn(4, n_cols).to(dtype)
 
-    loss = torch_softmax.cross_entropy(logits, torch.arange(4))
-    step = passes(moved, logits)
-    # its factor is 1, and the gradient is there
-    loss.backward()
-    backward = passes(moved, logits)
+    _loss, dlogits = launch_loss(logits, torch.arange(4))
+    loss_and_gradient = passes(moved, logits)
+    _launch.launch_scale_inplace(dlogits, torch.ones(()))
+    factor_of_1 = passes(moved, logits)
 
-    assert step == (1 if n_cols <= WHOLE else 2, 1)
-    assert backward == (0, 0)
+    assert loss_and_gradient == (1 if n_cols <= ONE_TILE else 2, 1)
+    assert factor_of_1 == (0, 0)
+
+
+@COLUMNS
+@DTYPE
+def test_traffic_of_a_loss_of_probabilities_is_the_floor(moved, dtype, n_cols):
+    logits = torch.randn(4, n_cols).to(dtype)
+
+    launch_loss(logits, logits.softmax(1))
+
+    # the logits and the probabilities
+    assert passes(moved, logits) == (2 if n_cols <= ONE_TILE else 4, 1)
 
 
 @DTYPE
-def test_traffic_of_a_step_of_few_classes_is_the_floor(moved, dtype):
-    logits = torch.randn(1000, 32).to(dtype).requires_grad_()
+def test_traffic_of_a_loss_of_few_classes_is_the_floor(moved, dtype):
+    logits = torch.randn(1000, 32).to(dtype)
 
-    torch_softmax.cross_entropy(logits, torch.arange(1000) % 32)
+    launch_loss(logits, torch.arange(1000) % 32)
 
     assert passes(moved, logits) == (1, 1)

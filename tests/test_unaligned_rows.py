@@ -29,13 +29,13 @@ def gradient_of(y):
 
 
 def softmax(x):
-    y = _launch.launch_softmax_forward(x, x.dtype)
-    return y, _launch.launch_softmax_backward(gradient_of(y), y, x.dtype)
+    y = _launch.launch_softmax_forward(x, -1, x.dtype)
+    return y, _launch.launch_softmax_backward(gradient_of(y), y, -1, x.dtype)
 
 
 def log_softmax(x):
-    y = _launch.launch_log_softmax_forward(x, x.dtype)
-    return y, _launch.launch_log_softmax_backward(gradient_of(y), y, x.dtype)
+    y = _launch.launch_log_softmax_forward(x, -1, x.dtype)
+    return y, _launch.launch_log_softmax_backward(gradient_of(y), y, -1, x.dtype)
 
 
 def class_indices(x):

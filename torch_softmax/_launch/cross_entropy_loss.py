@@ -23,7 +23,7 @@ from torch_softmax._kernels.tiling import (
     WEIGHT_SUM_ROWS,
     cdiv,
 )
-from torch_softmax._launch.schedule import Limits, Rows, launch
+from torch_softmax._launch.schedule import Kernel, Limits, Rows, launch
 from torch_softmax._layout import compute_dtype, empty_rows_like
 
 
@@ -87,24 +87,20 @@ def _launch_into(
     if logits.numel() == 0:
         return _loss_of_no_rows(logits, denominator, is_mean, dtype)
     rows, target_rows = _rows(dlogits, logits, target, weight, options, cap)
-    n_programs = rows.schedule.row_blocks
-    wide = compute_dtype(logits.dtype)
+    device, wide = logits.device, compute_dtype(logits.dtype)
     weight = None if weight is None else weight.contiguous()
-    loss = torch.empty((), dtype=dtype, device=logits.device)
-    partials = torch.empty(n_programs, dtype=wide, device=logits.device)
-    sums_weights = is_mean and denominator is None and not target.is_floating_point()
-    # the weight_sum kernel resets the counter too
-    new_counter = torch.empty if sums_weights else torch.zeros
-    counter = new_counter(1, dtype=torch.int32, device=logits.device)
-    if denominator is not None:
-        divisor = Denominator(denominator, 1)
-    elif sums_weights:
-        divisor = _launch_weight_sum(target_rows.ptr, weight, counter, rows.n_cols, wide, options)
-    else:
-        divisor = Denominator(None, logits.shape[:-1].numel() if is_mean else 1)
-    is_online = rows.schedule.col_blocks > 1
+    counter, divisor = _counter_and_denominator(
+        logits, target_rows.ptr, weight, denominator, is_mean, options
+    )
+    loss = torch.empty((), dtype=dtype, device=device)
+    partials = torch.empty(rows.schedule.row_blocks, dtype=wide, device=device)
+    kernel: Kernel = cross_entropy_loss_kernel
+    constexprs: dict[str, Any] = {"SOFTCAP": cap}
+    if rows.schedule.col_blocks > 1:
+        kernel = cross_entropy_loss_online_kernel
+        constexprs["N_PARTIALS"] = rows.schedule.n_partials
     rows.launch(
-        cross_entropy_loss_online_kernel if is_online else cross_entropy_loss_kernel,
+        kernel,
         rows.matrices[0],
         target_rows,
         weight,
@@ -114,38 +110,45 @@ def _launch_into(
         rows.n_rows,
         rows.n_cols,
         options,
-        SOFTCAP=cap,
-        **({"N_PARTIALS": rows.schedule.n_partials} if is_online else {}),
+        **constexprs,
     )
     return loss
 
 
-def _launch_weight_sum(
+def _counter_and_denominator(
+    logits: Tensor,
     target: Tensor,
     weight: Tensor | None,
-    counter: Tensor,
-    n_cols: int,
-    wide: torch.dtype,
+    denominator: Tensor | None,
+    is_mean: bool,
     options: LossOptions,
-) -> Denominator:
-    """The sum of the weights of the counted rows, in parts."""
-    n_partials = min(cdiv(target.numel(), WEIGHT_SUM_ROWS), MAX_WEIGHT_PARTIALS)
-    partials = torch.empty(n_partials, dtype=wide, device=target.device)
+) -> tuple[Tensor, Denominator]:
+    """A counter of programs, which is 0, and what the sum of the losses is divided by."""
+    device, n_rows = logits.device, logits.shape[:-1].numel()
+    if not is_mean or denominator is not None or target.is_floating_point():
+        # one fill costs less than a launch of weight_sum_kernel
+        counter = torch.zeros(1, dtype=torch.int32, device=device)
+        if denominator is not None:
+            return counter, Denominator(denominator, 1)
+        return counter, Denominator(None, n_rows if is_mean else 1)
+    counter = torch.empty(1, dtype=torch.int32, device=device)
+    n_partials = min(cdiv(n_rows, WEIGHT_SUM_ROWS), MAX_WEIGHT_PARTIALS)
+    partials = torch.empty(n_partials, dtype=compute_dtype(logits.dtype), device=device)
     launch(
         weight_sum_kernel,
         (n_partials,),
-        target.device,
+        device,
         target,
         weight,
         partials,
         counter,
-        target.numel(),
-        n_cols,
+        n_rows,
+        logits.shape[-1],
         options.ignore_index,
         BLOCK_ROWS=WEIGHT_SUM_ROWS,
         num_warps=8,
     )
-    return Denominator(partials, n_partials)
+    return counter, Denominator(partials, n_partials)
 
 
 def _rows(
