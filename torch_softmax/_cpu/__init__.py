@@ -1,7 +1,7 @@
 """The operators on the CPU, in blocks of rows that stay in the cache.
 
-A fresh large tensor costs the CPU more than the arithmetic on it, a page fault for every 4 KiB: only
-results are allocated whole, and intermediate results are as large as a block.
+A fresh large tensor costs the CPU more than the arithmetic on it, a page fault for every 4 KiB:
+only results are allocated whole, and intermediate results are as large as a block.
 """
 
 from torch_softmax._cpu.cross_entropy import (

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from torch_softmax._layout import collapse_batch_dims
@@ -37,4 +36,3 @@ def row_blocks(matrix: Tensor, *others: Tensor | None) -> Iterator[tuple[Any, ..
                 None if t is None else t[outer : outer + outer_in_block, row : row + rows_in_block]
                 for t in tensors
             )
-
