@@ -14,13 +14,16 @@
 #endif
 
 #define REAL float
+#define INDEX int32_t
 #define REAL_TYPE FLOAT32
 #define NAME(stem) stem##_float
 #include "tile.h"
 #undef REAL
+#undef INDEX
 #undef REAL_TYPE
 #undef NAME
 #define REAL double
+#define INDEX int64_t
 #define REAL_TYPE FLOAT64
 #define NAME(stem) stem##_double
 #include "tile.h"

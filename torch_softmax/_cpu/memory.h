@@ -59,6 +59,8 @@ INLINE void NAME(store_run)(char *data, Type type, int64_t stride, int64_t n, co
     SPECIALIZED(NAME(store_all), data, type, stride, n, x);
 }
 
+/* the indices are for compilers without __builtin_shufflevector */
+typedef INDEX NAME(Indices) __attribute__((vector_size(4 * sizeof(REAL)), unused));
 typedef REAL NAME(Four) __attribute__((vector_size(4 * sizeof(REAL)), aligned(sizeof(REAL)), may_alias));
 
 /* out[j][i] = in[i][j] of n times m numbers in blocks of 4 x 4, of which the last ones overlap */
