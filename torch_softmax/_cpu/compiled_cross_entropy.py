@@ -27,7 +27,9 @@ def compiled_loss(
 ) -> float:
     """Sum or mean of the losses; their gradient goes to dlogits, which may be logits."""
     n_classes = logits.shape[-1]
-    logits, dlogits, target = _collapsed(logits, dlogits, target)
+    logits, target = _collapsed(logits, target)
+    if dlogits is not None:
+        dlogits = _collapsed_like(logits, dlogits)
     loss = compiled.cross_entropy_loss(
         logits,
         dlogits,
@@ -57,7 +59,7 @@ def compiled_forward(
 ) -> None:
     """``reference.cross_entropy_forward`` into ``outputs``."""
     n_classes = logits.shape[-1]
-    logits, _, target = _collapsed(logits, None, target)
+    logits, target = _collapsed(logits, target)
     options = (logit_scale, softcap, *outputs, torch.get_num_threads())
     bad = compiled.cross_entropy_forward(logits, target, class_weight, *options)
     if bad is not None:
@@ -80,30 +82,35 @@ def compiled_backward(
     """``reference.cross_entropy_backward`` into ``dlogits``, which may be logits."""
     dtype = compute_dtype(logits.dtype)
     # gradients may be expanded
-    rows = [None if t is None else t.to(dtype).contiguous() for t in (softmax_stats, a, b, s, e)]
-    logits, dlogits, target = _collapsed(logits, dlogits, target)
+    stats, a, b = (t.to(dtype).contiguous() for t in (softmax_stats, a, b))
+    s, e = (None if t is None else t.to(dtype).contiguous() for t in (s, e))
+    logits, target = _collapsed(logits, target)
     compiled.cross_entropy_backward(
         logits,
-        dlogits,
+        _collapsed_like(logits, dlogits),
         target,
         class_weight,
-        *rows,
+        stats,
+        a,
+        b,
+        s,
+        e,
         logit_scale,
         softcap,
         torch.get_num_threads(),
     )
 
 
-def _collapsed(
-    logits: Tensor, dlogits: Tensor | None, target: Tensor
-) -> tuple[Tensor, Tensor | None, Tensor]:
+def _collapsed(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """The tensors as compiled code takes them: batch dims collapsed into two, int64 classes."""
     is_classes = not target.is_floating_point()
     if is_classes:
         target = target.long().contiguous()
     if logits.dim() > 2:
-        batch_dims = collapse_batch_dims(logits) or (1, 1)
-        logits = logits.view(*batch_dims, -1)
-        dlogits = None if dlogits is None else dlogits.view(logits.shape)
+        logits = logits.view(*(collapse_batch_dims(logits) or (1, 1)), -1)
         target = target if is_classes else target.reshape(logits.shape)
-    return logits, dlogits, target
+    return logits, target
+
+
+def _collapsed_like(logits: Tensor, dlogits: Tensor) -> Tensor:
+    return dlogits if dlogits.dim() <= 2 else dlogits.view(logits.shape)

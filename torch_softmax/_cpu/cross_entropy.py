@@ -91,10 +91,18 @@ def cross_entropy_backward_inplace(logits: Tensor, *args: Any) -> None:
     backward(logits, logits, *args)
 
 
-def _loss(logits: Tensor, *args: Any) -> Tensor:
-    *args, dtype = args
+def _loss(
+    logits: Tensor,
+    dlogits: Tensor | None,
+    target: Tensor,
+    weight: Tensor | None,
+    denominator: Tensor | None,
+    options: LossOptions,
+    dtype: torch.dtype,
+) -> Tensor:
     loss = compiled_loss if _is_compiled(logits) else loss_in_blocks
-    return torch.scalar_tensor(loss(logits, *args), dtype=dtype)
+    value = loss(logits, dlogits, target, weight, denominator, options)
+    return torch.scalar_tensor(value, dtype=dtype)
 
 
 def _is_compiled(logits: Tensor) -> bool:

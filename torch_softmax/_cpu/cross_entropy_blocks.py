@@ -39,14 +39,22 @@ def loss_in_blocks(
     return loss
 
 
-def forward_in_blocks(outputs: RowOutputs, logits: Tensor, target: Tensor, *options: Any) -> None:
+def forward_in_blocks(
+    outputs: RowOutputs,
+    logits: Tensor,
+    target: Tensor,
+    class_weight: Tensor | None,
+    logit_scale: float,
+    softcap: float | None,
+) -> None:
     """``reference.cross_entropy_forward`` into ``outputs``."""
     check_classes(target, logits.shape[-1])
-    class_weight, with_entropy = options[0], outputs.entropy.numel() > 0
+    with_entropy = outputs.entropy.numel() > 0
+    options = (class_weight, logit_scale, softcap, with_entropy)
     wanted = wanted_outputs(target, class_weight, with_entropy)
     row_outputs = [output if want else None for output, want in zip(outputs, wanted, strict=True)]
     for x, t, *block_outputs in row_blocks(logits, target, *row_outputs):
-        _copy(block_outputs, reference.cross_entropy_forward(x, t, *options, with_entropy))
+        _copy(block_outputs, reference.cross_entropy_forward(x, t, *options))
 
 
 def backward_in_blocks(

@@ -59,6 +59,8 @@ INLINE void NAME(store_run)(char *data, Type type, int64_t stride, int64_t n, co
     SPECIALIZED(NAME(store_all), data, type, stride, n, x);
 }
 
+/* the indices are for compilers without __builtin_shufflevector */
+typedef INDEX NAME(Indices) __attribute__((vector_size(4 * sizeof(REAL)), unused));
 typedef REAL NAME(Four) __attribute__((vector_size(4 * sizeof(REAL)), aligned(sizeof(REAL)), may_alias));
 
 /* out[j][i] = in[i][j] of n times m numbers in blocks of 4 x 4, of which the last ones overlap */
@@ -95,8 +97,7 @@ INLINE int NAME(is_transposed)(const Problem *p, const Rows *rows)
     return rows->class_stride == 1 && p->n_classes <= MAX_TRANSPOSED_CLASSES;
 }
 
-/* rows from `first` on, which are a row or those of a tile, into x[step][width]; `beyond` fills the
-   rest of it */
+/* rows from `first` on, or the range of one row, into x[step][width]; `beyond` fills the rest */
 INLINE void NAME(load_rows)(const Problem *p, const NAME(Tile) *t, const Rows *rows, int64_t first,
                             REAL *x, REAL beyond, int is_row)
 {
@@ -104,8 +105,9 @@ INLINE void NAME(load_rows)(const Problem *p, const NAME(Tile) *t, const Rows *r
     const int64_t row_bytes = rows->row_stride * bytes, class_bytes = rows->class_stride * bytes;
     const char *data = rows->data + offset_of(p, rows, first) * bytes;
     if (is_row) {
-        NAME(load_run)(data, rows->type, rows->class_stride, C, x);
-        for (int64_t i = C; i < t->n_steps * width; i++)
+        const int64_t begin = t->begin * width, end = t->end * width, n = (end < C ? end : C) - begin;
+        NAME(load_run)(data + begin * class_bytes, rows->type, rows->class_stride, n, x + begin);
+        for (int64_t i = C; i < end; i++)
             x[i] = beyond;
         return;
     }
@@ -131,7 +133,7 @@ INLINE void NAME(load_rows)(const Problem *p, const NAME(Tile) *t, const Rows *r
     NAME(transpose)(t->staging, C, t->n_rows, C, x, width);
 }
 
-/* the reverse of load_rows */
+/* the reverse of load_rows; x begins with the range */
 INLINE void NAME(store_rows)(const Problem *p, const NAME(Tile) *t, const Rows *rows, int64_t first,
                              const REAL *x, int is_row)
 {
@@ -139,7 +141,8 @@ INLINE void NAME(store_rows)(const Problem *p, const NAME(Tile) *t, const Rows *
     const int64_t row_bytes = rows->row_stride * bytes, class_bytes = rows->class_stride * bytes;
     char *data = rows->data + offset_of(p, rows, first) * bytes;
     if (is_row) {
-        NAME(store_run)(data, rows->type, rows->class_stride, C, x);
+        const int64_t begin = t->begin * width, end = t->end * width, n = (end < C ? end : C) - begin;
+        NAME(store_run)(data + begin * class_bytes, rows->type, rows->class_stride, n, x);
         return;
     }
     if (!NAME(is_transposed)(p, rows)) {

@@ -18,16 +18,21 @@
 #define FOR_EACH_PROCESSOR
 #endif
 
-/* steps that are added up in float32 before their sum is added in float64 */
-#define MAX_TERMS 16
+/* numbers that are added up in float32 before their sum is added in float64 */
+#define MAX_TERMS 8
 /* fewer rows are not worth a tile of rows */
 #define MIN_TILED_ROWS 8
-#define MAX_TRANSPOSED_CLASSES 64
+#define MAX_TRANSPOSED_CLASSES 128
 #define MAX_TILED_CLASSES 65536
 #define MAX_TILE_ELEMENTS 32768
 #define MAX_WIDTH 256
 #define MAX_TRANSPOSED_WIDTH 64
-#define MAX_ROW_WIDTH 128
+/* of a tile that the first cache holds */
+#define MAX_TRANSPOSED_ELEMENTS 8192
+/* numbers side by side that are added up step by step; a multiple of every vector's length */
+#define N_PARTIALS 16
+/* of a long row, whose numbers the first cache holds */
+#define RANGE_STEPS 64
 /* of a unit, which a thread takes at once: about 10 us of work */
 #define UNIT_ELEMENTS 8192
 /* below, waking another thread costs more than it takes over */
@@ -60,17 +65,17 @@ static Schedule schedule_of(const Problem *p)
     const int64_t max_classes = is_class_strided ? MAX_TILED_CLASSES : MAX_TRANSPOSED_CLASSES;
     Schedule s;
     if (p->n_inner < MIN_TILED_ROWS || C > max_classes) {
-        const int64_t n_steps = (C + MAX_ROW_WIDTH - 1) / MAX_ROW_WIDTH;
-        s.width = round_up((C + n_steps - 1) / n_steps, 16);
-        s.n_steps = (C + s.width - 1) / s.width;
+        s.width = N_PARTIALS;
+        s.n_steps = round_up(C, N_PARTIALS) / N_PARTIALS;
         s.tile_rows = 1;
         s.unit_rows = clamp(UNIT_ELEMENTS / C, 1, p->n_rows);
         return s;
     }
-    /* classes that are strided are read and written in runs as long as the cache allows */
-    const int64_t max_width =
-        is_strided ? clamp(MAX_TILE_ELEMENTS / C / 32 * 32, 32, MAX_WIDTH) : MAX_TRANSPOSED_WIDTH;
-    s.width = clamp(round_up(p->n_inner, 16), 16, max_width);
+    /* classes that are strided are read and written in runs as long as the second cache allows */
+    const int64_t max_width = is_strided ? clamp(MAX_TILE_ELEMENTS / C, 32, MAX_WIDTH)
+                                         : clamp(MAX_TRANSPOSED_ELEMENTS / C, 32, MAX_TRANSPOSED_WIDTH);
+    s.width = clamp(round_up(p->n_inner, N_PARTIALS), N_PARTIALS,
+                    max_width / N_PARTIALS * N_PARTIALS);
     s.n_steps = C;
     s.tile_rows = s.width;
     s.unit_rows = s.width * clamp(UNIT_ELEMENTS / (s.width * C), 1, p->n_inner);
@@ -98,7 +103,8 @@ static int run_units(const Problem *p, Unit *unit, int64_t real_bytes, double *l
     const int64_t span = s.tile_rows == 1 ? p->n_rows : p->n_inner;
     const int64_t n_parts = (span + s.unit_rows - 1) / s.unit_rows;
     const int64_t n_units = p->n_rows / span * n_parts;
-    const int64_t scratch_bytes = round_up(4 * s.n_steps * s.width * real_bytes, 64);
+    const int64_t n_staged = clamp(s.n_steps * s.width, RANGE_STEPS * N_PARTIALS, INT64_MAX);
+    const int64_t scratch_bytes = round_up((3 * s.n_steps * s.width + n_staged) * real_bytes, 64);
     const int64_t start = nanoseconds(CLOCK_MONOTONIC);
     const int is_paused = p->n_threads > 1 && start < pause_end;
     const int n_threads = is_paused ? 1 : (int)clamp(p->n_threads, 1, n_units);
