@@ -51,7 +51,6 @@ from .targets import (
 from .tiles import MIN_SHARED_ROWS, column_tile, load_tile, row_block, store_tile
 
 
-
 class RowOutputPointers(NamedTuple):
     """What the forward kernel stores for each row."""
 

@@ -22,6 +22,7 @@ from .online_softmax import (
 )
 from .tiles import column_tile, load_tile, row_block, store_tile
 
+
 @triton.jit
 def softmax_forward_kernel(
     x,

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-
 # many rows of a tile share vectors, which a mask of rows would divide
 MIN_SHARED_ROWS = tl.constexpr(32)
 
