@@ -169,6 +169,8 @@ def cross_entropy_loss_online_kernel(
         sums = update_row_sums(sums, as_partials(x, N_PARTIALS), target, weights, HAS_SMOOTHING)
     stats = combine_row_sums(sums, target, targets, softcap(target_logits, SOFTCAP))
     losses, coefficients = fold_options(stats, targets, denominator_value, loss_options, n_cols)
+    # before the gradient, which needs the registers
+    reduce_loss(losses, denominator_value, loss)
 
     if dlogits is not None:
         row_max = tl.where(targets.is_counted, stats.softmax.row_max, 0.0)
@@ -192,4 +194,3 @@ def cross_entropy_loss_online_kernel(
             store_tile(dlogits, tile, gradient * softcap_grad(x, SOFTCAP), TILE, "evict_first")
         if IS_INDEX:
             store_targets(dlogits, rows, targets, target_value)
-    reduce_loss(losses, denominator_value, loss)

@@ -55,9 +55,10 @@ READ_ONCE = OnlineTile(16 * 1024, 4)
 # for two reads one or two programs fill an SM, so that few rows at once wait in the L2 cache for
 # their second read: 45 % of rows of 128256 bfloat16 then came from there on an H200
 READ_TWICE = OnlineTile(64 * 1024, MAX_WARPS)
-# as many elements of two matrices; float64 takes two registers, and so half the threads
-READ_TWICE_BACKWARD = OnlineTile(128 * 1024, MAX_WARPS)
-READ_TWICE_FLOAT64 = OnlineTile(64 * 1024, MAX_WARPS // 2)
+# as many elements of two matrices
+READ_TWICE_TWO_MATRICES = OnlineTile(128 * 1024, MAX_WARPS)
+# float64 takes two registers of a thread: with more threads the kernels spill
+READ_TWICE_FLOAT64 = OnlineTile(32 * 1024, MAX_WARPS // 4)
 
 
 class Tiling(NamedTuple):

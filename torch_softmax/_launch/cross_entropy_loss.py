@@ -20,6 +20,7 @@ from torch_softmax._kernels.tiling import (
     READ_ONCE,
     READ_TWICE,
     READ_TWICE_FLOAT64,
+    READ_TWICE_TWO_MATRICES,
     WEIGHT_SUM_ROWS,
     cdiv,
 )
@@ -162,7 +163,9 @@ def _rows(
     """The rows of logits and their gradient, and the target of each."""
     is_probability = target.is_floating_point()
     weighs_classes = weight is not None and (is_probability or options.label_smoothing is not None)
-    read_twice = READ_TWICE_FLOAT64 if logits.dtype == torch.float64 else READ_TWICE
+    read_twice = READ_TWICE_TWO_MATRICES if is_probability else READ_TWICE
+    if logits.dtype == torch.float64:
+        read_twice = READ_TWICE_FLOAT64
     limits = Limits(
         live_values=1 + is_probability + weighs_classes + (cap.cap is not None),
         # only for a gradient a row is kept, or read again

@@ -10,12 +10,18 @@ from torch_softmax._kernels.softmax import (
     softmax_forward_kernel,
     softmax_forward_online_kernel,
 )
-from torch_softmax._kernels.tiling import MAX_TILE_BYTES, READ_TWICE, READ_TWICE_BACKWARD
+from torch_softmax._kernels.tiling import (
+    MAX_TILE_BYTES,
+    READ_TWICE,
+    READ_TWICE_FLOAT64,
+    READ_TWICE_TWO_MATRICES,
+)
 from torch_softmax._launch.schedule import Kernel, Limits, Rows
 from torch_softmax._layout import compute_dtype, rows_beside
 
 FORWARD = Limits(live_values=1, online=READ_TWICE)
-BACKWARD = Limits(live_values=2, max_tile_bytes=2 * MAX_TILE_BYTES, online=READ_TWICE_BACKWARD)
+FORWARD_FLOAT64 = Limits(live_values=1, online=READ_TWICE_FLOAT64)
+BACKWARD = Limits(live_values=2, max_tile_bytes=2 * MAX_TILE_BYTES, online=READ_TWICE_TWO_MATRICES)
 
 
 def launch_softmax_forward(x: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
@@ -41,7 +47,8 @@ def launch_log_softmax_backward(dy: Tensor, y: Tensor, dim: int, dtype: torch.dt
 def _launch_forward(x: Tensor, dim: int, dtype: torch.dtype, *, log: bool) -> Tensor:
     y = torch.empty(x.shape, dtype=dtype, device=x.device)
     if x.numel():
-        rows = Rows(*rows_beside(x, y, dim), limits=FORWARD)
+        limits = FORWARD_FLOAT64 if x.dtype == torch.float64 else FORWARD
+        rows = Rows(*rows_beside(x, y, dim), limits=limits)
         kernels = softmax_forward_kernel, softmax_forward_online_kernel
         _launch(rows, *kernels, *rows.matrices, dtypes=(x.dtype, dtype), log=log)
     return y
