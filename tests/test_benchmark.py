@@ -17,15 +17,15 @@ import torch
 import torch.nn.functional as F
 
 import torch_softmax
+from torch_softmax._command_line import UserError
 from torch_softmax.benchmark import __main__ as command
 from torch_softmax.benchmark import cpu, cuda, providers
 from torch_softmax.benchmark.cases import DTYPES, OPERATORS, Case, cases_of, shapes_of
-from torch_softmax.benchmark.errors import UserError
 from torch_softmax.benchmark.measure import clock, measure
 from torch_softmax.benchmark.memory import peak_bytes_on_cpu
 from torch_softmax.benchmark.plot import STYLES, line_of
 from torch_softmax.benchmark.providers import OWN, PEERS, Provider, providers_of
-from torch_softmax.benchmark.report import Measurement, Report, write_whole
+from torch_softmax.benchmark.report import Measurement, Report
 from torch_softmax.benchmark.table import table
 from torch_softmax.benchmark.timing import Spread, balanced_rounds, interleaved, spread
 from torch_softmax.benchmark.workload import IGNORE_INDEX, Workload, make_inputs
@@ -315,19 +315,6 @@ def test_report_survives_its_file(tmp_path):
     before.save(path)
     assert Report.load(path) == before
     assert table(Report.load(path)) == table(before)
-
-
-def test_report_of_an_interrupted_write_is_the_old_one(tmp_path):
-    path = tmp_path / "report.json"
-    path.write_text("old")
-
-    def write_half(file):
-        file.write_text("ne")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_whole(path, write_half)
-    assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"measurements": [{"shape": [1]}]}'])

@@ -18,6 +18,8 @@ PACKAGES = ("torch_softmax", "triton_kernels")
 # the arrows: what a layer may import as it is imported itself
 LAYERS = {
     "triton_kernels": set(),
+    "torch_softmax._atomic_file": set(),
+    "torch_softmax._command_line": set(),
     "torch_softmax._rows": set(),
     "torch_softmax._options": set(),
     "torch_softmax._launch": {
@@ -44,9 +46,17 @@ LAYERS = {
     },
     "torch_softmax.modules": {"torch_softmax.functional"},
     "torch_softmax.patching": {"torch_softmax.functional", "torch_softmax.modules"},
-    "torch_softmax.benchmark": {"torch_softmax"},
+    "torch_softmax.benchmark": {
+        "torch_softmax",
+        "torch_softmax._atomic_file",
+        "torch_softmax._command_line",
+    },
     "torch_softmax.uncertainty": {"torch_softmax.functional", "torch_softmax._rows"},
-    "torch_softmax.report": {"torch_softmax.functional", "torch_softmax.uncertainty"},
+    "torch_softmax.report": {
+        "torch_softmax.functional",
+        "torch_softmax.uncertainty",
+        "torch_softmax._atomic_file",
+    },
     "torch_softmax": {
         "torch_softmax._ops",
         "torch_softmax.functional",

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import torch_softmax
-from torch_softmax.report import canvas, charts, findings, page, pictures, write_report, writing
+from torch_softmax.report import canvas, charts, findings, page, pictures, write_report
 
 ROOT = Path(__file__).parents[1]
 PAGE_SCRIPT = ROOT / "torch_softmax" / "report" / "page.js"
@@ -352,19 +352,6 @@ def test_report_without_matplotlib_names_the_extra(tmp_path):
     )
     assert "write_report needs matplotlib (pip install matplotlib)" in run.stdout
     assert not (tmp_path / "report").exists()
-
-
-def test_report_leaves_the_old_file_where_the_disk_is_full(tmp_path, monkeypatch):
-    def full(_):
-        raise OSError(28, "No space left on device")
-
-    path = tmp_path / "report.html"
-    writing.write_at_once(path, b"old")
-    monkeypatch.setattr(writing.os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        writing.write_at_once(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 # one row, one class, more classes than are shown in full, than have counts, than have names
