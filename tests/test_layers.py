@@ -51,6 +51,13 @@ LAYERS = {
         "torch_softmax._atomic_file",
         "torch_softmax._command_line",
     },
+    "torch_softmax.fashion": {
+        "torch_softmax",
+        "torch_softmax.report",
+        "torch_softmax.uncertainty",
+        "torch_softmax._atomic_file",
+        "torch_softmax._command_line",
+    },
     "torch_softmax.uncertainty": {"torch_softmax.functional", "torch_softmax._rows"},
     "torch_softmax.report": {
         "torch_softmax.functional",
@@ -188,7 +195,12 @@ def test_layers_of_launchers_know_torch_and_triton(module):
         module
         for module in MODULES
         if layer_of(module)
-        not in ("triton_kernels", "torch_softmax._launch", "torch_softmax.report")
+        not in (
+            "triton_kernels",
+            "torch_softmax._launch",
+            "torch_softmax.fashion",
+            "torch_softmax.report",
+        )
     ],
 )
 def test_layers_above_the_launchers_know_only_torch(module):
@@ -200,6 +212,13 @@ def test_layers_above_the_launchers_know_only_torch(module):
 @pytest.mark.parametrize("module", modules_of("torch_softmax.report"))
 def test_layers_of_the_report_know_torch_and_matplotlib(module):
     assert foreign_imports(module) <= {"torch", "matplotlib"}
+
+
+@pytest.mark.parametrize("module", modules_of("torch_softmax.fashion"))
+def test_layers_of_the_example_know_torch_and_its_extra(module):
+    assert foreign_imports(module) <= {"torch", "tqdm", "PIL", "torchvision"}
+    at_once = foreign_imports(module) - foreign_imports(module, of=late_imports)
+    assert at_once <= {"torch", "tqdm"}
 
 
 def test_layers_work_without_triton():
