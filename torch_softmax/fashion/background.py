@@ -88,8 +88,8 @@ def find_garment(brightness: Tensor, background: Background, fraction: float) ->
     limit = max(4.0, NOISE_LIMIT * background.noise)
     visible = difference[difference.abs() > limit]
     brighter, darker = visible.clamp(min=0).square().sum(), visible.clamp(max=0).square().sum()
-    # almost all of one sign: the rest is shadow or gloss
-    if max(brighter, darker) > 0.9 * (brighter + darker):
+    # most of it has one sign: the rest is shadow or gloss
+    if max(brighter, darker) > 0.8 * (brighter + darker):
         difference = (difference if brighter > darker else -difference).clamp(min=0)
     difference = difference.abs()
     visible = difference[difference > limit]
