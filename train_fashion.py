@@ -39,7 +39,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import OneCycleLR
 
 import torch_softmax
-from torch_softmax.fashion import commands
+from torch_softmax.fashion import commands, results
 from torch_softmax.fashion.data import Data, Split, load_data
 from torch_softmax.fashion.devices import set_up
 from torch_softmax.fashion.drawn import CLASSES
@@ -200,7 +200,7 @@ def make_state(model: Classifier, peak_lr: float, n_steps: int) -> TrainState:
     return TrainState(model, optimizer, scheduler)
 
 
-def run_training(options: argparse.Namespace) -> commands.Result:
+def run_training(options: argparse.Namespace) -> results.Result:
     """Train, and write the results into the folder of the run."""
     setup = set_up(options)
     data = load_data(options.dataset, options.data_dir, options.train_size, options.test_size)
@@ -222,7 +222,7 @@ def run_training(options: argparse.Namespace) -> commands.Result:
         f"from step {len(state.step_losses)}, in {folder}",
         prefix=data.prefix,
     )
-    with_report = commands.may_report(not options.no_report, data.prefix)
+    with_report = results.may_report(not options.no_report, data.prefix)
 
     def save() -> None:
         save_run(folder, settings, state, data.source)
@@ -231,7 +231,7 @@ def run_training(options: argparse.Namespace) -> commands.Result:
         # otherwise a run that is killed in its first epoch could not continue
         save()
     train(state, data, RECIPES[options.recipe], options, save)
-    return commands.conclude(state, data, folder, settings, with_report)
+    return results.conclude(state, data, folder, settings, with_report)
 
 
 def main(argv: Sequence[str] | None = None) -> Any:

@@ -1,8 +1,6 @@
-"""The commands evaluate and predict, and what follows a training."""
+"""The commands evaluate and predict."""
 
 import argparse
-import importlib.util
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,21 +9,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-import torch_softmax
-import torch_softmax.report
 from torch_softmax import uncertainty
 from torch_softmax._command_line import UserError
 from torch_softmax.fashion.calibration import Calibration, calibrate
 from torch_softmax.fashion.checkpoint import (
-    CHECKPOINT,
     load_checkpoint,
     load_newest,
     of_this_version,
-    weights_digest,
-    write_file,
 )
 from torch_softmax.fashion.data import NOT_FASHION_MNIST, Data, load_data
-from torch_softmax.fashion.devices import TRITON_DEVICES, choose_device
+from torch_softmax.fashion.devices import choose_device
 from torch_softmax.fashion.drawn import CLASSES
 from torch_softmax.fashion.errors import DataError
 from torch_softmax.fashion.evaluation import (
@@ -33,35 +26,20 @@ from torch_softmax.fashion.evaluation import (
     compute_logits,
     compute_mirrored_logits,
     describe_classes,
-    describe_examples,
     measure,
 )
 from torch_softmax.fashion.pictures import read_picture
 from torch_softmax.fashion.processes import (
     broadcast_from_rank0,
     join_processes,
-    rank,
-    world_size,
 )
-from torch_softmax.fashion.run_folder import last_run, save_run
-from torch_softmax.fashion.train_state import TrainState, log
+from torch_softmax.fashion.run_folder import last_run
+from torch_softmax.fashion.train_state import log
 
 SURE = 0.6  # the probability from which a prediction needs no caution
 
 # builds the untrained classifier from the settings of a checkpoint
 Build = Callable[[dict[str, Any]], nn.Module]
-
-
-class Result(NamedTuple):
-    """What a run measured."""
-
-    accuracy: float
-    mirrored_accuracy: float  # by the mean logits of each image and its mirror image
-    epoch_accuracies: list[float]
-    step_losses: list[float]
-    seconds: float  # of training, with a test after each epoch
-    source: str  # of the data
-    digest: str  # of the final weights
 
 
 class Trained(NamedTuple):
@@ -71,84 +49,6 @@ class Trained(NamedTuple):
     calibration: Calibration | None  # None before the end of the training
     settings: dict[str, Any]  # the flags that it was trained with
     origin: str
-
-
-def conclude(
-    state: TrainState, data: Data, folder: Path, settings: dict[str, Any], with_report: bool
-) -> Result:
-    """Test the trained classifier; print and write the results."""
-    images, labels = data.test
-    calibration = calibrate(state.model, data.held_out)
-    save_run(folder, settings, state, data.source, calibration=calibration._asdict())
-    logits = compute_mirrored_logits(state.model, images)
-    measures = measure(logits, labels, calibration.temperature)
-    measures["accuracy of the image alone"] = state.epoch_accuracies[-1]
-    result = Result(
-        state.epoch_accuracies[-1],
-        measures["accuracy"],
-        state.epoch_accuracies,
-        state.step_losses,
-        state.seconds,
-        data.source,
-        weights_digest(state.model),
-    )
-    log(
-        f"test accuracy {result.accuracy:.2%}, and {result.mirrored_accuracy:.2%} by the mean "
-        f"logits of each image and its mirror image, after {result.seconds:.1f} s of training",
-        f"calibration error {measures['calibration error before scaling']:.2%}, and "
-        f"{measures['calibration error']:.2%} with the logits divided by the temperature "
-        f"{measures['temperature']:.3f}, fitted on {len(data.held_out.labels)} other images",
-        *describe_examples(torch_softmax.softmax(logits / measures["temperature"], dim=1), labels),
-        f"weights {result.digest}, in {folder / CHECKPOINT}",
-        prefix=data.prefix,
-    )
-    content = {
-        "data": result.source,
-        "weights": result.digest,
-        "seconds": result.seconds,
-        "measures": measures,
-        "settings": settings,
-        "machine": describe_machine(images.device),
-    }
-    text = json.dumps(content, indent=2)
-    broadcast_from_rank0(lambda: write_file(folder / "result.json", text.encode()))
-    if rank() == 0 and with_report:
-        torch_softmax.report.write_report(
-            folder,
-            logits,
-            labels,
-            CLASSES,
-            images=images,
-            temperature=measures["temperature"],
-            history=state.history(),
-            title="What the classifier says of garments",
-            note=data.prefix.strip(" []"),
-        )
-        log(f"pictures in {folder / 'report.html'}", prefix=data.prefix)
-    return result
-
-
-def may_report(wanted: bool, prefix: str) -> bool:
-    """Whether a report is wanted and can be drawn; if it cannot, say why before the training."""
-    can_draw = importlib.util.find_spec("matplotlib") is not None
-    if wanted and not can_draw:
-        log(
-            "no pictures without the package matplotlib: pip install matplotlib, "
-            "and --resume draws them, even when the run is done",
-            prefix=prefix,
-        )
-    return wanted and can_draw
-
-
-def describe_machine(device: torch.device) -> dict[str, Any]:
-    """What the seconds and the last bits depend on."""
-    module = torch.get_device_module(device)
-    return {
-        "device": module.get_device_name(device) if device.type in TRITON_DEVICES else "cpu",
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "processes": world_size(),
-    }
 
 
 def evaluate(options: argparse.Namespace, build: Build) -> dict[str, float]:
