@@ -19,6 +19,8 @@ PACKAGES = {"torch_softmax": "torch_softmax", "triton_kernels": "torch_softmax._
 # the arrows: what a layer may import as it is imported itself
 LAYERS = {
     "torch_softmax._kernels": set(),
+    "torch_softmax._atomic_file": set(),
+    "torch_softmax._command_line": set(),
     "torch_softmax._layout": set(),
     "torch_softmax._options": set(),
     "torch_softmax._launch": {
@@ -45,9 +47,24 @@ LAYERS = {
     },
     "torch_softmax.modules": {"torch_softmax.functional"},
     "torch_softmax.patching": {"torch_softmax.functional", "torch_softmax.modules"},
-    "torch_softmax.benchmark": {"torch_softmax"},
+    "torch_softmax.benchmark": {
+        "torch_softmax",
+        "torch_softmax._atomic_file",
+        "torch_softmax._command_line",
+    },
+    "torch_softmax.fashion": {
+        "torch_softmax",
+        "torch_softmax.report",
+        "torch_softmax.uncertainty",
+        "torch_softmax._atomic_file",
+        "torch_softmax._command_line",
+    },
     "torch_softmax.uncertainty": {"torch_softmax.functional", "torch_softmax._layout"},
-    "torch_softmax.report": {"torch_softmax.functional", "torch_softmax.uncertainty"},
+    "torch_softmax.report": {
+        "torch_softmax.functional",
+        "torch_softmax.uncertainty",
+        "torch_softmax._atomic_file",
+    },
     "torch_softmax": {
         "torch_softmax._ops",
         "torch_softmax.functional",
@@ -189,7 +206,12 @@ def test_layers_of_launchers_know_torch_and_triton(module):
         module
         for module in MODULES
         if layer_of(module)
-        not in ("torch_softmax._kernels", "torch_softmax._launch", "torch_softmax.report")
+        not in (
+            "torch_softmax._kernels",
+            "torch_softmax._launch",
+            "torch_softmax.fashion",
+            "torch_softmax.report",
+        )
     ],
 )
 def test_layers_above_the_launchers_know_only_torch(module):
@@ -201,6 +223,13 @@ def test_layers_above_the_launchers_know_only_torch(module):
 @pytest.mark.parametrize("module", modules_of("torch_softmax.report"))
 def test_layers_of_the_report_know_torch_and_matplotlib(module):
     assert foreign_imports(module) <= {"torch", "matplotlib"}
+
+
+@pytest.mark.parametrize("module", modules_of("torch_softmax.fashion"))
+def test_layers_of_the_example_know_torch_and_its_extra(module):
+    assert foreign_imports(module) <= {"torch", "tqdm", "PIL", "torchvision"}
+    at_once = foreign_imports(module) - foreign_imports(module, of=late_imports)
+    assert at_once <= {"torch", "tqdm"}
 
 
 def test_layers_work_without_triton():

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from benchmark_reports import measurement, report
-from torch_softmax.benchmark.errors import UserError
+from torch_softmax._command_line import UserError
 from torch_softmax.benchmark.plot import line_of
-from torch_softmax.benchmark.report import Report, write_whole
+from torch_softmax.benchmark.report import Report
 from torch_softmax.benchmark.table import table
 from torch_softmax.benchmark.timing import Spread
 
@@ -19,19 +19,6 @@ def test_report_survives_its_file(tmp_path):
     before.save(path)
     assert Report.load(path) == before
     assert table(Report.load(path)) == table(before)
-
-
-def test_report_of_an_interrupted_write_is_the_old_one(tmp_path):
-    path = tmp_path / "report.json"
-    path.write_text("old")
-
-    def write_half(file):
-        file.write_text("ne")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_whole(path, write_half)
-    assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"measurements": [{"shape": [1]}]}'])

@@ -10,7 +10,7 @@ from PIL import Image
 
 import torch_softmax
 from report_pages import Page, page_of, some_findings, some_images, some_rows
-from torch_softmax.report import canvas, charts, findings, write_report, writing
+from torch_softmax.report import canvas, charts, findings, write_report
 
 # in one worker, as most of them read what one fixture writes
 pytestmark = pytest.mark.xdist_group("report")
@@ -159,19 +159,6 @@ def test_report_without_matplotlib_names_the_extra(tmp_path):
     )
     assert "write_report needs matplotlib (pip install matplotlib)" in run.stdout
     assert not (tmp_path / "report").exists()
-
-
-def test_report_leaves_the_old_file_where_the_disk_is_full(tmp_path, monkeypatch):
-    def full(_):
-        raise OSError(28, "No space left on device")
-
-    path = tmp_path / "report.html"
-    writing.write_at_once(path, b"old")
-    monkeypatch.setattr(writing.os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        writing.write_at_once(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(

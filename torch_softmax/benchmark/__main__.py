@@ -9,16 +9,15 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
+from torch_softmax._command_line import OneLineParser, UserError, run_program, whole_number
 from torch_softmax.benchmark.cases import DTYPES, MODES, OPERATORS, cases_of, shapes_of
 from torch_softmax.benchmark.cpu import Cpu
 from torch_softmax.benchmark.cuda import Cuda
-from torch_softmax.benchmark.errors import DeviceError, UserError
 from torch_softmax.benchmark.measure import Machine, measure
 from torch_softmax.benchmark.plot import check_plot_file, plot
 from torch_softmax.benchmark.providers import OWN, PEERS, providers_of
@@ -29,18 +28,10 @@ COMMAND = "python -m torch_softmax.benchmark"
 DEFAULT_REPEATS = 24
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """An argument parser that complains in one line."""
+class DeviceError(UserError):
+    """The device that was asked for is not there."""
 
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
-def whole_number(least: int, most: int, text: str) -> int:
-    """The number that a flag is given as text."""
-    if not (text.isdecimal() and least <= int(text) <= most):
-        raise argparse.ArgumentTypeError(f"needs a number from {least} to {most}, got {text!r}")
-    return int(text)
+    exit_code = 3
 
 
 def share(text: str) -> float:
@@ -65,17 +56,25 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     several: dict[str, Any] = {"nargs": "+"}
     run = parser.add_argument_group("what to measure")
     add = run.add_argument
-    add("--device", choices=("cpu", "cuda"), help="cuda where there is one, else cpu")
-    add("--operator", choices=OPERATORS, **several, help="all of them")
-    add("--mode", choices=MODES, **several, help="step: forward and backward")
-    add("--dtype", choices=DTYPES, **several, help="float32 on a CPU, bfloat16 on a GPU")
-    add("--shapes", **several, help="all, small, imagenet, llm, segmentation, or sizes like 8x10")
-    add("--ignored", type=share, **several, help="shares of the rows to ignore, such as 0 0.1")
-    add("--peers", choices=PEERS, **several, help="all that are installed")
-    add("--threads", type=partial(whole_number, 1, 1024), **several, help="of a CPU; 1 2")
-    repeats = f"at least so many, whole rounds of a balanced order; {DEFAULT_REPEATS}"
-    add("--repeats", type=partial(whole_number, 2, 10**6), help=repeats)
-    add("--seed", type=partial(whole_number, 0, 2**63 - 1), help="of the inputs; 0")
+    add("--device", choices=("cpu", "cuda"), help="(default: cuda where there is one, else cpu)")
+    add("--operator", choices=OPERATORS, **several, help="(default: all)")
+    add(
+        "--mode", choices=MODES, **several, help="step: forward and backward (default: all of them)"
+    )
+    add("--dtype", choices=DTYPES, **several, help="(default: float32 on a CPU, bfloat16 on a GPU)")
+    shapes = "all, small, imagenet, llm, segmentation, or sizes like 8x10 (default: all)"
+    add("--shapes", **several, help=shapes)
+    add(
+        "--ignored",
+        type=share,
+        **several,
+        help="fractions of the rows to ignore, such as 0 0.1 (default: 0)",
+    )
+    add("--peers", choices=PEERS, **several, help="(default: all installed)")
+    add("--threads", type=whole_number(1, 1024), **several, help="of a CPU (default: 1 2)")
+    repeats = f"at least so many, in whole rounds of orders (default: {DEFAULT_REPEATS})"
+    add("--repeats", type=whole_number(2, 10**6), help=repeats)
+    add("--seed", type=whole_number(0, 2**63 - 1), help="of the inputs (default: 0)")
     add("--json", type=file_to_write, help="write what was measured, case by case")
     parser.add_argument("--plot", type=file_to_write, help="write a picture: .png, .svg, .pdf, ...")
     parser.add_argument("--from-json", type=Path, help="measure nothing: what --json once wrote")
@@ -179,17 +178,13 @@ def main(argv: Sequence[str] | None = None) -> Report:
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """The exit code of main; a fault of the user's becomes one line on stderr."""
-    try:
-        report = main(argv)
-    except UserError as error:
-        print(f"{COMMAND}: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print(f"{COMMAND}: interrupted", file=sys.stderr)
-        return 130
-    ours = {provider.name for provider in OWN}
-    return int(any(m.failure and m.provider in ours for m in report.measurements))
+    """The exit code of main; an error of the user's becomes one line on stderr."""
+
+    def measure_and_judge() -> int:
+        ours = {provider.name for provider in OWN}
+        return int(any(m.failure and m.provider in ours for m in main(argv).measurements))
+
+    return run_program(COMMAND, measure_and_judge)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from torch_softmax.benchmark.errors import UserError
+from torch_softmax._command_line import UserError
 
 MODES = ("forward", "backward", "step")
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}

@@ -1,11 +1,13 @@
 """A report as a picture: how near each provider comes to the floor, over the number of classes."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch_softmax.benchmark.errors import UserError
-from torch_softmax.benchmark.report import Measurement, Report, write_whole
+from torch_softmax._atomic_file import write_atomically
+from torch_softmax._command_line import UserError
+from torch_softmax.benchmark.report import Measurement, Report
 
 # colours of Okabe and Ito, which colour-blind readers tell apart, each with a marker of its own
 STYLES = {
@@ -63,7 +65,9 @@ def plot(report: Report, path: Path) -> None:
         handles.values(), handles, loc="outside lower center", ncols=len(handles), frameon=False
     )
     figure.suptitle(report.machine["device"])
-    write_whole(path, lambda file: figure.savefig(file, dpi=150))
+    picture = io.BytesIO()
+    figure.savefig(picture, format=path.suffix[1:], dpi=150)
+    write_atomically(path, picture.getvalue())
 
 
 def _draw(axes: Any, key: tuple[Any, ...], measurements: Sequence[Measurement]) -> None:

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import torch_softmax
+from torch_softmax._command_line import UserError
 from torch_softmax.benchmark.cases import Case
-from torch_softmax.benchmark.errors import UserError
 
 # of the logits and, where the operator has one, of the target
 Function = Callable[..., Tensor]

@@ -1,16 +1,14 @@
 """What a run measured, and the file that keeps it."""
 
 import json
-import os
 import platform
-import tempfile
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from torch_softmax.benchmark.errors import UserError
+from torch_softmax._atomic_file import write_atomically
+from torch_softmax._command_line import UserError
 from torch_softmax.benchmark.timing import Spread
 
 # the times of a table, the first that a measurement has
@@ -73,7 +71,7 @@ class Report:
     def save(self, path: Path) -> None:
         """Write JSON; a reader finds the old file or the new one, never a part."""
         text = json.dumps(asdict(self), indent=1) + "\n"
-        write_whole(path, lambda file: file.write_text(text))
+        write_atomically(path, text.encode())
 
     @classmethod
     def load(cls, path: Path) -> "Report":
@@ -97,14 +95,6 @@ class Report:
             raise UserError(
                 f"argument --from-json: needs a file that --json wrote, got {path}: {error!r}"
             ) from error
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside ``path``, under a name with its suffix, and move what is whole there."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".benchmark-") as folder:
-        part = Path(folder) / path.name
-        write(part)
-        os.replace(part, path)
 
 
 def versions() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Writing the report: everything is drawn first, then each file is put in place at once."""
+"""Writing the report: everything is drawn first, then each file is replaced in one step."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from torch_softmax._atomic_file import write_atomically
 from torch_softmax.report.findings import Findings, find
 from torch_softmax.report.page import render_page
 
@@ -62,7 +63,7 @@ def write_report(
     paths = []
     for name, content in contents.items():
         path = Path(folder, name)
-        write_at_once(path, content)
+        write_atomically(path, content)
         paths.append(path)
     return paths
 
@@ -88,16 +89,3 @@ def draw_pictures(findings: Findings) -> dict[str, bytes]:
         drawings["learning_curve.png"] = charts.learning_curve
     with canvas.style():
         return {name: canvas.as_png(draw(findings)) for name, draw in drawings.items()}
-
-
-def write_at_once(path: Path, content: bytes) -> None:
-    """Put a file in place so that nobody ever reads half of it, and a full disk leaves the old."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(unfinished, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

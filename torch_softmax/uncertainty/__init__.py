@@ -6,6 +6,7 @@ from torch_softmax.uncertainty.calibration import (
     calibration_error,
     reliability,
 )
+from torch_softmax.uncertainty.outliers import nearest_neighbor_distance
 from torch_softmax.uncertainty.prediction import Prediction, predict
 from torch_softmax.uncertainty.temperature import TemperatureScaling
 
@@ -15,6 +16,7 @@ __all__ = [
     "TemperatureScaling",
     "brier_score",
     "calibration_error",
+    "nearest_neighbor_distance",
     "predict",
     "reliability",
 ]
