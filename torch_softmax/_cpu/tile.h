@@ -59,11 +59,13 @@ INLINE void NAME(load_logits)(const Problem *p, NAME(Tile) *t, int64_t first, in
         NAME(load_probabilities)(p, t, first, is_row);
 }
 
+/* to memory at once if the row has the type of the arithmetic and the range ends within the row */
 INLINE void NAME(store_gradient)(const Problem *p, NAME(Tile) *t, int64_t first, int is_row)
 {
     const Rows *rows = &p->dlogits;
-    if (is_row && rows->type == REAL_TYPE && rows->class_stride == 1 &&
-        t->end * N_PARTIALS <= p->n_classes) {
+    const int64_t n_whole = p->n_classes / N_PARTIALS;
+    if (is_row && rows->type == REAL_TYPE && rows->class_stride == 1 && t->begin < n_whole) {
+        t->end = t->end < n_whole ? t->end : n_whole;
         REAL *dx = (REAL *)rows->data + offset_of(p, rows, first);
         NAME(gradient)(p, t, dx + t->begin * N_PARTIALS, is_row);
         return;
