@@ -47,7 +47,7 @@ def launch_log_softmax_backward(dy: Tensor, y: Tensor, dtype: torch.dtype) -> Te
 def _launch_forward(x: Tensor, dtype: torch.dtype, *, log: bool) -> Tensor:
     y = empty_rows_like(x, dtype)
     if x.numel():
-        limits = FORWARD_FLOAT64 if x.dtype == torch.float64 else FORWARD
+        limits = FORWARD_FLOAT64 if torch.float64 in (x.dtype, dtype) else FORWARD
         rows = Rows(x, y, limits=limits)
         kernels = softmax_forward_kernel, softmax_forward_online_kernel
         _launch(rows, *kernels, *rows.matrices, dtypes=(x.dtype, dtype), log=log)
