@@ -47,7 +47,7 @@ def launch_log_softmax_backward(dy: Tensor, y: Tensor, dim: int, dtype: torch.dt
 def _launch_forward(x: Tensor, dim: int, dtype: torch.dtype, *, log: bool) -> Tensor:
     y = torch.empty(x.shape, dtype=dtype, device=x.device)
     if x.numel():
-        limits = FORWARD_FLOAT64 if x.dtype == torch.float64 else FORWARD
+        limits = FORWARD_FLOAT64 if torch.float64 in (x.dtype, dtype) else FORWARD
         rows = Rows(*rows_beside(x, y, dim), limits=limits)
         kernels = softmax_forward_kernel, softmax_forward_online_kernel
         _launch(rows, *kernels, *rows.matrices, dtypes=(x.dtype, dtype), log=log)
