@@ -161,6 +161,15 @@ def test_report_without_matplotlib_names_the_extra(tmp_path):
     assert not (tmp_path / "report").exists()
 
 
+def test_report_never_shows_a_reader_half_a_file(tmp_path):
+    path = tmp_path / "report.html"
+    writing.write_at_once(path, b"old")
+    with path.open("rb") as reader:
+        writing.write_at_once(path, b"new")
+        assert reader.read() == b"old"
+    assert path.read_bytes() == b"new"
+
+
 def test_report_leaves_the_old_file_where_the_disk_is_full(tmp_path, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
