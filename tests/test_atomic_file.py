@@ -38,3 +38,12 @@ def test_atomic_file_is_on_the_disk_before_it_replaces_the_old_one(tmp_path, mon
     write_atomically(tmp_path / "file", b"new")
     # the folder is synchronized too
     assert calls == ["fsync", "replace", "fsync"]
+
+
+def test_atomic_file_never_shows_a_reader_half_of_it(tmp_path):
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+    with path.open("rb") as reader:
+        write_atomically(path, b"new")
+        assert reader.read() == b"old"
+    assert path.read_bytes() == b"new"
