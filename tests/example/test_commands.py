@@ -223,8 +223,10 @@ def test_evaluate_metrics_of_known_logits():
     assert measures["accuracy of T-shirt/top"] == 1 and measures["accuracy of Trouser"] == 0.5
 
 
-def test_evaluate_refuses_data_for_drawn_garments(capsys, run_folder):
-    argv = ["evaluate", "--checkpoint", str(run_folder), "--data-dir", "."]
+@pytest.mark.parametrize("command", [["evaluate"], ["predict", "shirt.png"]])
+def test_checkpoint_of_drawn_garments_refuses_data(capsys, run_folder, command):
+    pytest.importorskip("PIL.Image").new("L", (50, 50), 200).save("shirt.png")
+    argv = [*command, "--checkpoint", str(run_folder), "--data-dir", "."]
     code, line = run_and_read_error(capsys, *argv)
     assert code == 2
     assert "--data-dir" in line

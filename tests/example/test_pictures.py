@@ -97,6 +97,11 @@ def test_pictures_of_every_format_show_the_garment(garment, read):
         assert_shows(read(picture, name, **options), expected)
 
 
+def test_pictures_of_many_pixels_show_the_garment(garment, read):
+    photo = photograph(to_image(garment), 1400, (3000, 4000), (700, 1200), 210, 40)
+    assert_shows(read(photo, "photo.jpg"), read(to_image(garment), "grey.png"))
+
+
 # brighter and darker garments, on backgrounds of every brightness
 @pytest.mark.parametrize(
     ("shade", "background"),
