@@ -137,8 +137,8 @@ def test_pictures_with_a_shadow_show_the_garment(garment, read, shade):
     opacity = to_image(garment).resize((140, 140), Image.Resampling.BICUBIC)
     picture = Image.new("L", (200, 300), 190)
     shadow = Image.new("L", (200, 300), 0)
-    shadow.paste(30, (50, 110), opacity.point(lambda value: 255 * (value > 40)))
-    picture.paste(0, (0, 0), shadow.filter(ImageFilter.GaussianBlur(10)))
+    shadow.paste(40, (55, 118), opacity.point(lambda value: 255 * (value > 40)))
+    picture.paste(0, (0, 0), shadow.filter(ImageFilter.GaussianBlur(12)))
     picture.paste(shade, (40, 100), opacity)
     expected = read(to_image(garment), "grey.png")
     assert_shows(read(picture, "photo.jpg", quality=90), expected, difference=16)
@@ -166,7 +166,7 @@ def test_pictures_that_are_blank_are_black_and_noise_has_no_plain_background(rea
 
 def compose(garment, rng):
     """A garment at a random scale and place, in two random shades, with noise, compressed."""
-    side = rng.randint(100, 300)
+    side = rng.randint(84, 200)
     size = [int(side * rng.uniform(1.1, 2.5)) for _ in range(2)]
     place = tuple(rng.randint(0, n - side) for n in size)
     background = rng.randint(0, 255)
@@ -184,7 +184,8 @@ def compose(garment, rng):
 def test_pictures_that_are_composed_are_predicted_like_the_originals(real_run, read):
     model = load_model(real_run, torch.device("cpu"), train_fashion.build).model
     images, labels = data.read_split(data.DEBIAN_FOLDER, "t10k")
-    images, labels = images[:100], labels[:100]
+    # of fifty, a few that a short training leaves undecided would already be the three points
+    images, labels = images[:300], labels[:300]
     rng = random.Random(0)
     composed = torch.stack(
         [read(compose(image[0], rng).convert("RGB"), "photo.png")[0] for image in images]
