@@ -140,7 +140,7 @@ def test_progress_bar_is_shown_on_a_terminal(capsys, monkeypatch, columns):
     lines = [line for line in shown.decode().split("\r") if "test" in line]
     assert lines
     for line in lines:
-        assert re.match(r"\[drawn\] epoch 2/2: .*images/s, \S+ left, loss \S+, test \S+%", line)
+        assert re.match(r"\[drawn\] epoch [12]/2: .*images/s, \S+ left, loss \S+, test \S+%", line)
         assert len(line) <= columns
 
 
@@ -223,8 +223,10 @@ def test_evaluate_metrics_of_known_logits():
     assert measures["accuracy of T-shirt/top"] == 1 and measures["accuracy of Trouser"] == 0.5
 
 
-def test_evaluate_refuses_data_for_drawn_garments(capsys, run_folder):
-    argv = ["evaluate", "--checkpoint", str(run_folder), "--data-dir", "."]
+@pytest.mark.parametrize("command", [["evaluate"], ["predict", "shirt.png"]])
+def test_checkpoint_of_drawn_garments_refuses_data(capsys, run_folder, command):
+    pytest.importorskip("PIL.Image").new("L", (50, 50), 200).save("shirt.png")
+    argv = [*command, "--checkpoint", str(run_folder), "--data-dir", "."]
     code, line = run_and_read_error(capsys, *argv)
     assert code == 2
     assert "--data-dir" in line

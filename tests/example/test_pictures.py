@@ -97,6 +97,11 @@ def test_pictures_of_every_format_show_the_garment(garment, read):
         assert_shows(read(picture, name, **options), expected)
 
 
+def test_pictures_of_many_pixels_show_the_garment(garment, read):
+    photo = photograph(to_image(garment), 1400, (3000, 4000), (700, 1200), 210, 40)
+    assert_shows(read(photo, "photo.jpg"), read(to_image(garment), "grey.png"))
+
+
 # brighter and darker garments, on backgrounds of every brightness
 @pytest.mark.parametrize(
     ("shade", "background"),
@@ -132,8 +137,8 @@ def test_pictures_with_a_shadow_show_the_garment(garment, read, shade):
     opacity = to_image(garment).resize((140, 140), Image.Resampling.BICUBIC)
     picture = Image.new("L", (200, 300), 190)
     shadow = Image.new("L", (200, 300), 0)
-    shadow.paste(30, (50, 110), opacity.point(lambda value: 255 * (value > 40)))
-    picture.paste(0, (0, 0), shadow.filter(ImageFilter.GaussianBlur(10)))
+    shadow.paste(40, (55, 118), opacity.point(lambda value: 255 * (value > 40)))
+    picture.paste(0, (0, 0), shadow.filter(ImageFilter.GaussianBlur(12)))
     picture.paste(shade, (40, 100), opacity)
     expected = read(to_image(garment), "grey.png")
     assert_shows(read(picture, "photo.jpg", quality=90), expected, difference=16)
@@ -161,7 +166,7 @@ def test_pictures_that_are_blank_are_black_and_noise_has_no_plain_background(rea
 
 def compose(garment, rng):
     """A garment at a random scale and place, in two random shades, with noise, compressed."""
-    side = rng.randint(100, 300)
+    side = rng.randint(84, 200)
     size = [int(side * rng.uniform(1.1, 2.5)) for _ in range(2)]
     place = tuple(rng.randint(0, n - side) for n in size)
     background = rng.randint(0, 255)
@@ -179,7 +184,8 @@ def compose(garment, rng):
 def test_pictures_that_are_composed_are_predicted_like_the_originals(real_run, read):
     model = load_model(real_run, torch.device("cpu"), train_fashion.build).model
     images, labels = data.read_split(data.DEBIAN_FOLDER, "t10k")
-    images, labels = images[:50], labels[:50]
+    # of fifty, a few that a short training leaves undecided would already be the three points
+    images, labels = images[:300], labels[:300]
     rng = random.Random(0)
     composed = torch.stack(
         [read(compose(image[0], rng).convert("RGB"), "photo.png")[0] for image in images]
@@ -198,14 +204,15 @@ def auroc(usual, unusual):
 
 def test_outliers_are_farther_from_the_training_data_than_garments(real_run):
     drawn_outliers = pytest.importorskip("drawn_outliers")
-    model = load_model(real_run, torch.device("cpu"), train_fashion.build).model
-    found = data.load_data("fashion-mnist", None, 1, 1_000)
-    known = compute_features(model, found.held_out.images)
+    model, calibration, *_ = load_model(real_run, torch.device("cpu"), train_fashion.build)
+    images, _ = data.read_split(data.DEBIAN_FOLDER, "t10k")
+    known = calibration.features.float()
+    assert len(known) == 2_000
 
     def score(images):
         return uncertainty.nearest_neighbor_distance(compute_features(model, images), known)
 
-    usual = score(found.test.images)
+    usual = score(images[:1000])
     for name in ("noise", "digits", "shapes"):
         images = getattr(drawn_outliers, name)()
         print(f"AUROC of {name}: {auroc(usual, score(images)):.3f}")
@@ -220,7 +227,7 @@ def test_outliers_are_flagged_and_garments_are_not(real_run):
     images, _ = data.read_split(data.DEBIAN_FOLDER, "t10k")
     noise, digits = drawn_outliers.noise(), drawn_outliers.digits()
     is_unusual = trained.calibration.is_unusual
-    assert is_unusual(trained.model, images[:2000]).float().mean() < 0.03
+    assert is_unusual(trained.model, images[:2000]).float().mean() < 0.02
     assert is_unusual(trained.model, noise).all()
     assert is_unusual(trained.model, torch.zeros_like(noise)).all()
     assert is_unusual(trained.model, digits).float().mean() > 0.6

@@ -16,6 +16,7 @@ SHARP_NEIGHBORS = 5  # of 9 pixels: fewer are noise
 # as fractions of the contrast of the garment
 SHADOW_STEP = 0.03  # from pixel to pixel; an edge is steeper
 SHADOW_DEPTH = 0.35
+SHADOW_AREA = 0.2  # of all that differs from the background
 # in standard deviations of the noise
 NOISE_LIMIT, NOISE_STEP = 4, 0.25
 
@@ -113,7 +114,7 @@ def find_garment(brightness: Tensor, background: Background, fraction: float) ->
 
 
 def find_shadow(difference: Tensor, limit: float, contrast: float, noise: float) -> Tensor:
-    """Pixels above the limit that small steps connect to the border."""
+    """Pixels above the limit that small steps connect to the border, if there are many."""
     step = SHADOW_STEP * contrast + NOISE_STEP * noise
     is_low = difference <= limit
     can_be = difference <= SHADOW_DEPTH * contrast
@@ -129,7 +130,10 @@ def find_shadow(difference: Tensor, limit: float, contrast: float, noise: float)
         grown[:-1] |= reached[1:] & (small_y | is_low[:-1])
         reached = grown & can_be
         n_before, n_reached = n_reached, int(reached.sum())
-    return reached & ~is_low
+    shadow = reached & ~is_low
+    # a few pixels are the faint edges of the garment
+    is_large = shadow.sum() > SHADOW_AREA * (difference > limit).sum()
+    return shadow if is_large else torch.zeros_like(shadow)
 
 
 def cut_frame(brightness: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ def predict(options: argparse.Namespace, build: Build) -> uncertainty.Prediction
     images = torch.stack([image for _, image, _ in pictures]).to(device)
     trained = load_model(options.checkpoint, device, build)
     calibration = trained.calibration
-    if calibration is None:
+    if calibration is None or options.data_dir:
         data = load_data_of(trained.settings, options.data_dir)
         calibration = calibrate(trained.model, data.held_out.to(device))
     logits = compute_mirrored_logits(trained.model, images)

@@ -12,6 +12,7 @@ from torch_softmax.fashion.errors import DataError, one_line
 
 SIZE = 28
 SHARPENING = 0.3
+MAX_SIDE = 1024
 # the picture is reduced twice, which averages its noise: to find the garment, and to measure it
 COARSE_SIDE, COARSE_FRACTION = 256, 0.25
 FINE_SIDE, FINE_FRACTION = 2 * SIZE, 0.1
@@ -74,7 +75,9 @@ def read_brightness(path: str) -> Tensor:
             picture = put_on_contrast(picture.convert("RGBA"))
         # Pillow would cut off 16 bits and floating point at 255
         is_deep = picture.mode[0] in "IF"
-        brightness = to_tensor(picture.convert("F" if is_deep else "L").convert("F"))
+        picture = picture.convert("F" if is_deep else "L").convert("F")
+        # a photo has many more pixels than it takes to find a garment
+        brightness = to_tensor(picture.reduce(-(-max(picture.size) // MAX_SIDE)))
     # Pillow documents none of the exceptions that a damaged file can raise
     except Exception as error:
         raise DataError(f"{path} cannot be read as a picture: {one_line(error)}") from error
