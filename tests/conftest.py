@@ -18,6 +18,18 @@ from triton.runtime.jit import KernelInterface
 from devices import KERNELS, take_path
 
 
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="run the tests marked exhaustive as well")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--all"):
+        return
+    exhaustive = [item for item in items if item.get_closest_marker("exhaustive")]
+    config.hook.pytest_deselected(items=exhaustive)
+    items[:] = [item for item in items if not item.get_closest_marker("exhaustive")]
+
+
 @pytest.fixture(params=["cpu", *KERNELS])
 def device(request, cpu_path, monkeypatch):
     """The paths of the operators: the CPU's, the kernels interpreted, the kernels on a GPU."""

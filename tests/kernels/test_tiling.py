@@ -16,7 +16,7 @@ import torch_softmax
 from numerics import assert_as_accurate_as_torch
 from torch_softmax import _launch
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LAUNCHERS = [module for name, module in sys.modules.items() if name.startswith(_launch.__name__)]
 
 # elements: a stride that fits into 32 bits, so that Triton passes it in as many, but not twice

@@ -7,14 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-
-from compile_kernels import CASES, OPERATIONS
+from compile_kernels import CASES, OPERATIONS, is_exhaustive
 
 # in one worker, as all of them read what one fixture compiles
 pytestmark = pytest.mark.xdist_group("compile_targets")
 
-ROOT = Path(__file__).parents[1]
-COMPILE_KERNELS = ROOT / "tests" / "compile_kernels.py"
+ROOT = Path(__file__).parents[2]
+COMPILE_KERNELS = ROOT / "tests" / "kernels" / "compile_kernels.py"
 
 # rows that a tile holds and longer ones, alone in a program and together
 SCHEDULES = {(together, is_online) for together in (False, True) for is_online in (False, True)}
@@ -32,14 +31,23 @@ ALIGNED_LAYOUTS = (
 
 # for each kernel, dtype and schedule the registers that a thread may take on sm_90, over all
 # options and both ends of the supported Triton versions, rounded up to whole allocations of 8
-REGISTER_BUDGET = json.loads((ROOT / "tests" / "register_budget.json").read_text())
+REGISTER_BUDGET = json.loads((ROOT / "tests" / "kernels" / "register_budget.json").read_text())
 # ptxas gives up as much by itself where one more program then fits beside the others
 TRADED_STACK = 8
 REGISTERS_OF_AN_SM = 64 * 1024
 
 
+def parameters(condition=lambda case: True):
+    """The cases of which the condition holds, most of them marked exhaustive."""
+    return [
+        pytest.param(str(case), marks=[pytest.mark.exhaustive] if is_exhaustive(case) else [])
+        for case in CASES
+        if condition(case)
+    ]
+
+
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory):
+def compiled(tmp_path_factory, pytestconfig):
     """Records of the kernels that each case launches, compiled in processes without interpreter."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {
@@ -48,9 +56,11 @@ def compiled(tmp_path_factory):
         "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton_cache")),
     }
 
+    flags = ["--all"] if pytestconfig.getoption("--all") else []
+
     def compile_for(target_and_dtype):
         process = subprocess.run(
-            [sys.executable, COMPILE_KERNELS, *target_and_dtype],
+            [sys.executable, COMPILE_KERNELS, *target_and_dtype, *flags],
             env=environment,
             capture_output=True,
             text=True,
@@ -86,7 +96,7 @@ def kernels():
     ]
 
 
-@pytest.mark.parametrize("case", [str(case) for case in CASES if case.target.startswith("sm_")])
+@pytest.mark.parametrize("case", parameters(lambda case: case.target.startswith("sm_")))
 def test_compile_targets_round_products_as_the_interpreter_does(compiled, case):
     for record in measured(compiled, case):
         # the others take logarithms and exact exponentials, which are made of fused multiply-adds
@@ -94,7 +104,7 @@ def test_compile_targets_round_products_as_the_interpreter_does(compiled, case):
             assert record["fused_multiply_adds"] == 0
 
 
-@pytest.mark.parametrize("case", [str(case) for case in CASES])
+@pytest.mark.parametrize("case", parameters())
 def test_compile_targets_accept_the_kernels(compiled, case):
     assert compiled[case], "the launcher launched no kernel"
     errors = [
@@ -117,7 +127,7 @@ def test_compile_targets_cover_every_schedule(compiled, operation):
     assert {(record["rows"] > 1, record["is_online"]) for record in records} == SCHEDULES
 
 
-@pytest.mark.parametrize("case", [str(case) for case in CASES if case.target == "sm_90"])
+@pytest.mark.parametrize("case", parameters(lambda case: case.target == "sm_90"))
 def test_compile_targets_do_not_spill(compiled, case):
     for record in measured(compiled, case):
         limit = min(REGISTERS_OF_AN_SM // (32 * record["num_warps"]), 255)
@@ -126,7 +136,7 @@ def test_compile_targets_do_not_spill(compiled, case):
         assert record["stack"] <= allowed, f"{record['kernel']} spills: {record}"
 
 
-@pytest.mark.parametrize("case", [str(case) for case in CASES if case.target == "sm_90"])
+@pytest.mark.parametrize("case", parameters(lambda case: case.target == "sm_90"))
 def test_compile_targets_keep_within_the_register_budget(compiled, case):
     dtype = case.rpartition("-")[2]
     for record in measured(compiled, case):
@@ -134,7 +144,7 @@ def test_compile_targets_keep_within_the_register_budget(compiled, case):
         assert record["registers"] <= budget, record
 
 
-@pytest.mark.parametrize("case", [str(case) for case in CASES if case.target == "sm_90"])
+@pytest.mark.parametrize("case", parameters(lambda case: case.target == "sm_90"))
 def test_compile_targets_read_few_online_rows_at_once(compiled, case):
     # online rows wait in the L2 cache for their second read: of 131072 bfloat16, two for each of
     # 132 SMs, half read on average, make up 34 MB
@@ -144,14 +154,14 @@ def test_compile_targets_read_few_online_rows_at_once(compiled, case):
             assert REGISTERS_OF_AN_SM // allocated <= 2, record
 
 
-@pytest.mark.parametrize("case", [str(case) for case in CASES if case.target == "sm_90"])
+@pytest.mark.parametrize("case", parameters(lambda case: case.target == "sm_90"))
 def test_compile_targets_hint_what_is_read_again(compiled, case):
     for record in measured(compiled, case):
         hints = ["evict_first", "evict_last"] if reads_twice(record) else []
         assert record["hints"] == hints, record
 
 
-@pytest.mark.parametrize("case", [str(case) for case in CASES if case.layout in ALIGNED_LAYOUTS])
+@pytest.mark.parametrize("case", parameters(lambda case: case.layout in ALIGNED_LAYOUTS))
 def test_compile_targets_move_16_bytes_at_a_time(compiled, case):
     for record in measured(compiled, case):
         assert record["wide_bytes_per_thread"] >= record["matrix_bytes_per_thread"], record
@@ -160,13 +170,13 @@ def test_compile_targets_move_16_bytes_at_a_time(compiled, case):
 # of two bytes are here only the elements of matrices, so that narrow accesses to them can be told
 @pytest.mark.parametrize(
     "case",
-    [
-        str(case)
-        for case in CASES
-        if case.layout in ALIGNED_LAYOUTS
-        and case.target == "sm_90"
-        and case.dtype in ("float16", "bfloat16")
-    ],
+    parameters(
+        lambda case: (
+            case.layout in ALIGNED_LAYOUTS
+            and case.target == "sm_90"
+            and case.dtype in ("float16", "bfloat16")
+        )
+    ),
 )
 def test_compile_targets_move_no_matrix_2_bytes_at_a_time(compiled, case):
     for record in measured(compiled, case):
