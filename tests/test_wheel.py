@@ -1,5 +1,7 @@
 """The wheel that pip builds of this checkout, looked into."""
 
+import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -27,7 +29,13 @@ def wheel(tmp_path_factory):
         else:
             shutil.copy(path, source)
     options = ["--no-deps", "--no-build-isolation", "--wheel-dir", folder]
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", *options, source], check=True)
+    # for one processor, which is compiled three times as fast as for all
+    flags = {"CFLAGS": "-mavx2"} if platform.machine() == "x86_64" else {}
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", *options, source],
+        env=os.environ | flags,
+        check=True,
+    )
     (path,) = folder.glob("*.whl")
     return path
 
