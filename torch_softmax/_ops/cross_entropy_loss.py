@@ -121,7 +121,7 @@ class SoftmaxCrossEntropyFunction(Function):
         target: Tensor,
         weight: Tensor | None,
         denominator: Tensor | None,
-        options: LossOptions,
+        options: tuple[Any, ...],
         dtype: torch.dtype,
         inplace: bool,
     ) -> Tensor:
@@ -156,7 +156,7 @@ def _gradient(ctx: Any, dloss: Tensor, dlogits: Tensor, inputs: list[Any]) -> Te
         return dlogits * dloss
     if ctx.inplace:
         raise RuntimeError("cross_entropy needs inplace=False for second derivatives, got True")
-    args = (*inputs, ctx.options, ctx.dtype)
+    args = (*inputs, LossOptions(*ctx.options), ctx.dtype)
     loss, _ = reference.compose_loss(reference.cross_entropy_forward, *args)
     (gradient,) = torch.autograd.grad(loss, inputs[0], dloss, create_graph=True)
     return gradient
