@@ -1,6 +1,7 @@
 import hashlib
 import shutil
 import struct
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -22,12 +23,18 @@ def one_thread():
     torch.set_num_threads(n_threads)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def kernels_not_interpreted(one_thread):
+@contextmanager
+def kernels_not_interpreted():
     """The path of a user without a GPU; conftest chose the interpreter for this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registration, "INTERPRETED", False)
         patch.delenv("TRITON_INTERPRET", raising=False)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def path_of_a_user():
+    with kernels_not_interpreted():
         yield
 
 
@@ -48,10 +55,11 @@ def working_folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def finished_run(kernels_not_interpreted, few_held_out_images, tmp_path_factory):
+def finished_run(few_held_out_images, tmp_path_factory):
     """The folder of a run of 30 steps that nothing disturbed, and its result."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    return folder, train_fashion.main([*SMALL, "--epochs", "3", "--out", str(folder)])
+    with kernels_not_interpreted():
+        return folder, train_fashion.main([*SMALL, "--epochs", "3", "--out", str(folder)])
 
 
 @pytest.fixture
@@ -61,7 +69,7 @@ def run_folder(finished_run, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def real_run(kernels_not_interpreted, few_held_out_images, tmp_path_factory):
+def real_run(few_held_out_images, tmp_path_factory):
     """The folder of a short run on Fashion-MNIST, one for all workers of pytest-xdist."""
     if not data.DEBIAN_FOLDER.exists():
         pytest.skip("needs Debian's package dataset-fashion-mnist")
@@ -73,7 +81,7 @@ def real_run(kernels_not_interpreted, few_held_out_images, tmp_path_factory):
         if not (folder / "result.json").exists():
             flags = ["--train-size", "19200", "--test-size", "1000", "--epochs", "4"]
             flags += ["--device", "cpu", "--no-report", "--out", str(folder)]
-            with pytest.MonkeyPatch.context() as patch:
+            with kernels_not_interpreted(), pytest.MonkeyPatch.context() as patch:
                 # as many as users have, which the distances of outliers depend on
                 patch.setattr(data, "N_HELD_OUT", 2_000)
                 train_fashion.main(flags)

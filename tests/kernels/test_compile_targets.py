@@ -9,9 +9,6 @@ from pathlib import Path
 import pytest
 from compile_kernels import CASES, OPERATIONS, is_exhaustive
 
-# in one worker, as all of them read what one fixture compiles
-pytestmark = pytest.mark.xdist_group("compile_targets")
-
 ROOT = Path(__file__).parents[2]
 COMPILE_KERNELS = ROOT / "tests" / "kernels" / "compile_kernels.py"
 

@@ -12,9 +12,6 @@ import torch_softmax
 from report_pages import Page, page_of, some_findings, some_images, some_rows
 from torch_softmax.report import canvas, charts, findings, write_report
 
-# in one worker, as most of them read what one fixture writes
-pytestmark = pytest.mark.xdist_group("report")
-
 ROOT = Path(__file__).parents[2]
 NOTE = "drawn by a <test> & not measured"
 NAMES = ("cat", "dog", "</script><script>alert(1)</script>", "5 $ and \\frac$ {x} %s ${title}")
