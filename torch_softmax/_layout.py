@@ -36,6 +36,11 @@ def empty_rows_like(x: Tensor, dtype: torch.dtype) -> Tensor:
     )
 
 
+def empty_contiguous_like(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """An uninitialized contiguous result in the shape of ``x``."""
+    return torch.empty(x.shape, dtype=dtype, device=x.device)
+
+
 def rows_beside(x: Tensor, y: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """Both tensors with axis ``dim`` last, their batch dims collapsing alike.
 

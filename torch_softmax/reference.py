@@ -249,13 +249,19 @@ def compose_loss(
     ``row_forward`` is :func:`cross_entropy_forward`, or a faster form of it.
     """
     target, class_weight, terms = fold_options(logits, target, weight, denominator, options)
-    rows = RowOutputs(
-        *row_forward(
-            logits, target, class_weight, options.logit_scale, options.softcap, *row_options
-        )
-    )
+    arguments = (target, class_weight, options.logit_scale, options.softcap)
     reduce = terms.row_losses if options.reduction == "none" else terms.reduced_loss
-    return reduce(rows).to(dtype), rows
+    if row_forward is not cross_entropy_forward:
+        rows = RowOutputs(*row_forward(logits, *arguments, *row_options))
+        return reduce(rows).to(dtype), rows
+    # an ignored row has no gradient, whatever NaN it holds
+    counted = logits
+    if terms.ignored is not None:
+        counted = logits.masked_fill(terms.ignored.unsqueeze(-1), 0)
+    rows = cross_entropy_forward(counted, *arguments)
+    loss = reduce(rows).to(dtype)
+    # but it has statistics
+    return loss, cross_entropy_forward(logits, *arguments, True) if any(row_options) else rows
 
 
 def is_torch_loss(target: Tensor, denominator: Tensor | None, options: LossOptions) -> bool:
@@ -278,21 +284,22 @@ def torch_loss(
 
     torch.compile of nested forward mode fails at the product of a number and a tensor (torch 2.14).
     What is better here than in PyTorch stays: an ignored row has no gradient, whatever NaN it
-    holds, and a class without weight or probability costs nothing where its logit is -inf.
+    holds, and a class without weight or target probability costs nothing where its logit is -inf.
     """
     x = _widened(logits, logits.dtype)
     weight = None if weight is None else weight.to(x.dtype)
-    no_cost = None if weight is None else weight == 0
     if target.is_floating_point():
         target = target.to(x.dtype)
-        if options.label_smoothing == 0:
-            no_cost = target == 0 if no_cost is None else no_cost | (target == 0)
+        class_weights = target if options.label_smoothing == 0 else torch.ones_like(target)
+        class_weights = class_weights if weight is None else class_weights * weight
+        x = _without_cost(x, class_weights == 0)
         target = target.movedim(-1, min(1, target.dim() - 1))
     else:
         target = target.long()
         x = x.masked_fill((target == options.ignore_index).unsqueeze(-1), 0)
-    if no_cost is not None:
-        x = x.masked_fill(no_cost & (x == -torch.inf), torch.finfo(x.dtype).min)
+        if weight is not None and options.label_smoothing > 0:
+            is_target = target.unsqueeze(-1) == torch.arange(x.shape[-1], device=x.device)
+            x = _without_cost(x, (weight == 0) & ~is_target)
     x = x.movedim(-1, min(1, x.dim() - 1))
     loss = _torch_cross_entropy(
         x,
@@ -303,6 +310,15 @@ def torch_loss(
         label_smoothing=options.label_smoothing,
     )
     return loss.to(dtype)
+
+
+def _without_cost(x: Tensor, no_cost: Tensor) -> Tensor:
+    """``x`` with a finite number for -inf where it costs nothing: 0 * inf would be NaN.
+
+    A row of -inf alone stays as it is, and its softmax NaN.
+    """
+    no_cost = no_cost & (x == -torch.inf) & (x > -torch.inf).any(-1, keepdim=True)
+    return x.masked_fill(no_cost, torch.finfo(x.dtype).min)
 
 
 def cross_entropy_loss(

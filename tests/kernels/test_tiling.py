@@ -74,6 +74,8 @@ def guarded_buffers(monkeypatch):
     def guarded(allocate):
         def empty(*args, **kwargs):
             plain = allocate(*args, **kwargs)
+            if plain.is_meta:
+                return plain
             n_elements = plain.untyped_storage().nbytes() // plain.element_size()
             buffer = plain.new_full((n_elements + 2 * GUARD_ELEMENTS,), CANARY)
             buffers.append(buffer)
@@ -95,7 +97,8 @@ def far_results(monkeypatch):
         return torch.empty_strided(x.shape, x.stride(), dtype=dtype, device=x.device)
 
     for launcher in LAUNCHERS:
-        monkeypatch.setattr(launcher, "empty_rows_like", empty_strided_like, raising=False)
+        for name in ("empty_rows_like", "empty_contiguous_like"):
+            monkeypatch.setattr(launcher, name, empty_strided_like, raising=False)
     # memory that nobody touches costs nothing, and to poison it would touch gigabytes
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
 

@@ -17,7 +17,7 @@ from torch_softmax._kernels.tiling import (
     READ_TWICE_TWO_MATRICES,
 )
 from torch_softmax._launch.schedule import Kernel, Limits, Rows
-from torch_softmax._layout import compute_dtype, rows_beside
+from torch_softmax._layout import compute_dtype, empty_contiguous_like, rows_beside
 
 FORWARD = Limits(live_values=1, online=READ_TWICE)
 FORWARD_FLOAT64 = Limits(live_values=1, online=READ_TWICE_FLOAT64)
@@ -45,7 +45,7 @@ def launch_log_softmax_backward(dy: Tensor, y: Tensor, dim: int, dtype: torch.dt
 
 
 def _launch_forward(x: Tensor, dim: int, dtype: torch.dtype, *, log: bool) -> Tensor:
-    y = torch.empty(x.shape, dtype=dtype, device=x.device)
+    y = empty_contiguous_like(x, dtype)
     if x.numel():
         limits = FORWARD_FLOAT64 if torch.float64 in (x.dtype, dtype) else FORWARD
         rows = Rows(*rows_beside(x, y, dim), limits=limits)
@@ -55,7 +55,7 @@ def _launch_forward(x: Tensor, dim: int, dtype: torch.dtype, *, log: bool) -> Te
 
 
 def _launch_backward(dy: Tensor, y: Tensor, dim: int, dtype: torch.dtype, *, log: bool) -> Tensor:
-    dx = torch.empty(y.shape, dtype=dtype, device=y.device)
+    dx = empty_contiguous_like(y, dtype)
     if y.numel():
         y_rows, dx_rows = rows_beside(y, dx, dim)
         dy_rows, _ = rows_beside(dy, dx, dim)

@@ -160,8 +160,9 @@ def _differentiable_gradients(
         # aliases, since target probabilities may be a function of the logits, and the derivatives
         # here are partial
         inputs: list[Any] = [x if x is None else x.view_as(x) for x in ctx.saved_tensors[:3]]
+        x = _without_unused_rows(inputs[0], gradients[:5])
         rows = reference.cross_entropy_forward(
-            inputs[0], inputs[1], inputs[2], ctx.logit_scale, ctx.softcap, ctx.with_entropy
+            x, inputs[1], inputs[2], ctx.logit_scale, ctx.softcap, ctx.with_entropy
         )
     used = [i for i, gradient in enumerate(gradients) if gradient is not None]
     derivatives = torch.autograd.grad(
@@ -176,6 +177,18 @@ def _differentiable_gradients(
     for i, derivative in zip(needed, derivatives, strict=True):
         results[i] = derivative
     return tuple(results)
+
+
+def _without_unused_rows(logits: Tensor, gradients: tuple[Tensor | None, ...]) -> Tensor:
+    """``logits`` with 0 in rows that are not finite and whose numbers have a gradient of 0.
+
+    They are ignored rows, most likely, and 0 times their NaN would be NaN.
+    """
+    is_unused = ~logits.isfinite().all(-1)
+    for gradient in gradients:
+        if gradient is not None and gradient.shape == is_unused.shape:
+            is_unused = is_unused & (gradient == 0)
+    return logits.masked_fill(is_unused.unsqueeze(-1), 0)
 
 
 def _gradients_of_weights(
@@ -194,11 +207,15 @@ def _gradients_of_weights(
         if dtarget_weight is not None:
             dweights = dweights + dtarget_weight.unsqueeze(-1)
         dtarget = (dweights if class_weight is None else dweights * class_weight).to(target.dtype)
-        dclass_weight = _sum_over_rows(dweights.clamp(max=torch.finfo(x.dtype).max) * target)
+        dclass_weight = _sum_over_rows(dweights.clamp(*_finite_range(x.dtype)) * target)
     if class_weight is not None and dsmooth is not None:
         from_smooth = _sum_over_rows(dsmooth.unsqueeze(-1) * cost)
         dclass_weight = from_smooth if dclass_weight is None else dclass_weight + from_smooth
     return dtarget, None if class_weight is None else dclass_weight
+
+
+def _finite_range(dtype: torch.dtype) -> tuple[float, float]:
+    return torch.finfo(dtype).min, torch.finfo(dtype).max
 
 
 def _sum_over_rows(x: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from torch_softmax._ops.scale import scale, scale_inplace
 from torch_softmax._options import LossOptions
 
 _ARGUMENTS = (
-    " Tensor target, Tensor? weight, Tensor? denominator, int ignore_index, str reduction,"
+    " Tensor target, Tensor? weight, Tensor? denominator, SymInt ignore_index, str reduction,"
     " float label_smoothing, float z_loss, float? softcap, float logit_scale, ScalarType dtype"
 )
 
@@ -144,11 +144,9 @@ class SoftmaxCrossEntropyFunction(Function):
 
 
 def _gradient(ctx: Any, dloss: Tensor, dlogits: Tensor, inputs: list[Any]) -> Tensor:
-    if torch.compiler.is_compiling():
-        return scale(dlogits, dloss)
     if not needs_differentiable_backward(dloss):
-        if torch._C._autograd._get_current_graph_task_keep_graph():
-            # another backward will want the gradient as it is
+        # another backward will want the gradient as it is
+        if torch.compiler.is_compiling() or _keeps_graph():
             return scale(dlogits, dloss)
         scale_inplace(dlogits, dloss)
         return dlogits
@@ -160,3 +158,7 @@ def _gradient(ctx: Any, dloss: Tensor, dlogits: Tensor, inputs: list[Any]) -> Te
     loss, _ = reference.compose_loss(reference.cross_entropy_forward, *args)
     (gradient,) = torch.autograd.grad(loss, inputs[0], dloss, create_graph=True)
     return gradient
+
+
+def _keeps_graph() -> bool:
+    return torch._C._autograd._get_current_graph_task_keep_graph()

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 
 def donate(x: Tensor) -> Tensor:
@@ -15,6 +15,8 @@ def donate(x: Tensor) -> Tensor:
     """
     if torch._C._functorch.peek_interpreter_stack() is not None:
         raise RuntimeError("cross_entropy needs inplace=False under torch.func, got True")
+    if forward_ad._current_level >= 0:
+        raise RuntimeError("cross_entropy needs inplace=False in forward mode, got True")
     taken = _Alias.apply(x)
     _Invalidate.apply(x)
     return taken

@@ -49,7 +49,12 @@ def register(
     torch.library.define(name, parenthesis + signature)
     torch.library.impl(name, "cpu", adapt(run_on_cpu) if adapt else run_on_cpu)
     torch.library.impl(name, TRITON_DEVICES, adapt(launch) if adapt else launch)
-    torch.library.register_fake(name, fake)
+
+    @torch.library.register_fake(name)
+    def allocate(*args: Any) -> Any:
+        refuse_derivatives(stem, args)
+        return fake(*args)
+
     # the derivatives are those of the Functions; PyTorch's default for none costs 15 us a call
     torch.library.impl(name, "Autograd", torch.library.fallthrough_kernel)
     operator: Callable[..., Any] = getattr(torch.ops.torch_softmax, stem).default
@@ -58,7 +63,9 @@ def register(
 
 def refuse_derivatives(stem: str, args: tuple[Any, ...]) -> None:
     """Raise where autograd would take the operator, which has no derivative, for a constant."""
-    if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args):
+    if not torch.is_grad_enabled():
+        return
+    if any(isinstance(x, Tensor) and x.requires_grad for x in args):
         raise RuntimeError(
             f"torch_softmax::{stem} has no derivative of its own: call the functions of "
             "torch_softmax, and take second derivatives outside torch.compile"
@@ -76,7 +83,8 @@ def takes_functions(*tensors: Tensor | None) -> bool:
     for x in tensors:
         if x is not None and type(x) not in _SERVED_TYPES:
             return False
-    return is_plain_reverse_mode()
+    # asked here, so that torch.compile guards it
+    return forward_ad._current_level < 0 and is_plain_reverse_mode()
 
 
 def is_plain_reverse_mode() -> bool:
@@ -89,7 +97,6 @@ def is_plain_reverse_mode() -> bool:
     """
     return (
         torch._C._functorch.peek_interpreter_stack() is None
-        and forward_ad._current_level < 0
         and not torch.compiler.is_exporting()
         and torch._C._get_dispatch_mode(_MODES.PROXY) is None
         and torch._C._get_dispatch_mode(_MODES.FUNCTIONAL) is None
@@ -103,10 +110,13 @@ def needs_differentiable_backward(*gradients: Tensor | None) -> bool:
 
     That is so for ``create_graph=True``, and for a batch of gradients in one backward.
     """
+    # False while torch.compile traces a Function; compiled autograd says what is asked for
+    if torch.is_grad_enabled():
+        return True
     if torch.compiler.is_compiling():
         return False
     return (
-        torch.is_grad_enabled()
+        forward_ad._current_level >= 0
         or not is_plain_reverse_mode()
         or any(x is not None and torch._C._functorch.is_legacy_batchedtensor(x) for x in gradients)
     )

@@ -19,6 +19,7 @@ def _(x: Tensor, factor: Tensor) -> Tensor:
 
 @torch.library.register_fake("torch_softmax::scale")
 def _(x: Tensor, factor: Tensor) -> Tensor:
+    refuse_derivatives("scale", (x, factor))
     register_lowering()
     return torch.empty_like(x)
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from torch_softmax import reference
+from torch_softmax._layout import empty_contiguous_like
 from torch_softmax._ops.registration import (
     needs_differentiable_backward,
     register,
@@ -15,11 +16,11 @@ from torch_softmax._ops.registration import (
 
 
 def _empty_result(x: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
-    return torch.empty(x.shape, dtype=dtype, device=x.device)
+    return empty_contiguous_like(x, dtype)
 
 
 def _empty_gradient(dy: Tensor, y: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
-    return torch.empty(y.shape, dtype=dtype, device=y.device)
+    return empty_contiguous_like(y, dtype)
 
 
 softmax_forward = register(

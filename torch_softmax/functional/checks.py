@@ -72,6 +72,14 @@ def as_int(function: str, argument: str, value: Any) -> int:
 def as_number(function: str, argument: str, value: Any) -> float:
     """A finite number of any kind as a float or int: NumPy's, or a tensor with no axes."""
     if isinstance(value, Tensor) and value.dim() == 0 and not value.is_complex():
+        if value.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(value):
+            raise ArgumentTypeError(
+                f"{function} needs {argument} to be a constant, got a tensor that requires grad: "
+                "multiply the logits or the loss by it instead"
+            )
+        value = value.item()
+    elif isinstance(getattr(value, "ndim", None), int) and value.ndim == 0:
+        # NumPy's array of one number
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ArgumentTypeError(f"{function} needs {argument} of type float, got {value!r}")

@@ -87,7 +87,8 @@ def cross_entropy(
             the host. Only with ``reduction="mean"``.
         inplace: Whether the memory of ``input`` becomes its gradient, so that no other is taken:
             with this call, or with backward for ``reduction="none"``. A later use of ``input``
-            raises in backward, as after any in-place operation; read it before. Without a gradient
+            raises in backward, as after any in-place operation, and so does one of another part of
+            the tensor that ``input`` is a slice of; read it before. Without a gradient
             to compute, and under torch.compile, which plans memory itself, ``input`` is left alone.
 
     Returns:
@@ -223,7 +224,9 @@ def _class_axis_last(x: Tensor) -> Tensor:
 def _donated(input: Tensor) -> Tensor:
     if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and input.requires_grad):
         return input
-    if input.retains_grad:
+    if input.is_neg():
+        raise ValueError("cross_entropy needs inplace=False for a negative view, got True")
+    if input.retains_grad or (input._base is not None and input._base.retains_grad):
         raise ValueError(
             "cross_entropy needs inplace=False for input with retain_grad(): "
             "the memory of input becomes its gradient"
