@@ -24,7 +24,8 @@ from torch_softmax._kernels.tiling import (
     WEIGHT_SUM_ROWS,
     cdiv,
 )
-from torch_softmax._launch.schedule import Kernel, Limits, Rows, launch
+from torch_softmax._launch.schedule import Limits, Rows
+from torch_softmax._launch.specialized import Kernel, Launch
 from torch_softmax._layout import compute_dtype, empty_rows_like
 
 
@@ -135,20 +136,10 @@ def _counter_and_denominator(
     counter = torch.empty(1, dtype=torch.int32, device=device)
     n_partials = min(cdiv(n_rows, WEIGHT_SUM_ROWS), MAX_WEIGHT_PARTIALS)
     partials = torch.empty(n_partials, dtype=compute_dtype(logits.dtype), device=device)
-    launch(
-        weight_sum_kernel,
-        (n_partials,),
-        device,
-        target,
-        weight,
-        partials,
-        counter,
-        n_rows,
-        logits.shape[-1],
-        options.ignore_index,
-        BLOCK_ROWS=WEIGHT_SUM_ROWS,
-        num_warps=8,
+    launch = Launch(
+        weight_sum_kernel, (n_partials,), device, BLOCK_ROWS=WEIGHT_SUM_ROWS, num_warps=8
     )
+    launch(target, weight, partials, counter, n_rows, logits.shape[-1], options.ignore_index)
     return counter, Denominator(partials, n_partials)
 
 
