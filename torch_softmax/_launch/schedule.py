@@ -3,7 +3,6 @@
 import functools
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from torch_softmax._kernels.tiles import Matrix, TileShape
@@ -49,8 +48,19 @@ class Schedule(NamedTuple):
     col_blocks: int
 
 
+# of different layouts that are remembered
+MAX_SCHEDULES = 4096
+
+
+def layout(x: Tensor | None) -> tuple[Any, ...] | None:
+    """What decides how a kernel reads ``x``: two tensors of one layout share a launch."""
+    if x is None:
+        return None
+    return x.dtype, x.data_ptr() % VEC_BYTES, x.shape, x.stride()
+
+
 # the decision costs as much as a launch
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=MAX_SCHEDULES)
 def schedule(
     shape: tuple[int, int, int],
     strides: tuple[tuple[int, ...], ...],
