@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_softmax._launch.loss_plan import LossPlan, LossSettings
+from torch_softmax._launch.loss_plan import LossPlan
 from torch_softmax._launch.schedule import MAX_SCHEDULES, layout
 from torch_softmax._layout import collapse_batch_dims, compute_dtype, empty_rows_like
+from torch_softmax._options import LossOptions
 
 _plans: dict[tuple[Any, ...], LossPlan] = {}
 
@@ -28,9 +29,7 @@ def launch_cross_entropy_loss(
 ) -> tuple[Tensor, Tensor]:
     """Sum or mean of the losses in ``dtype``, and its gradient or an empty tensor."""
     dlogits = empty_rows_like(logits, logits.dtype) if with_gradient else None
-    settings = LossSettings(
-        ignore_index, reduction == "mean", label_smoothing, z_loss, softcap, logit_scale
-    )
+    settings = (ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale)
     loss = _launch_into(dlogits, logits, target, weight, denominator, settings, dtype)
     return loss, logits.new_empty(0) if dlogits is None else dlogits
 
@@ -49,9 +48,7 @@ def launch_cross_entropy_loss_inplace(
     dtype: torch.dtype,
 ) -> Tensor:
     """Sum or mean of the losses in ``dtype``; their gradient overwrites the logits."""
-    settings = LossSettings(
-        ignore_index, reduction == "mean", label_smoothing, z_loss, softcap, logit_scale
-    )
+    settings = (ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale)
     return _launch_into(logits, logits, target, weight, denominator, settings, dtype)
 
 
@@ -61,12 +58,12 @@ def _launch_into(
     target: Tensor,
     weight: Tensor | None,
     denominator: Tensor | None,
-    settings: LossSettings,
+    settings: tuple[Any, ...],
     dtype: torch.dtype,
 ) -> Tensor:
     """Launch the kernels; their gradient goes to ``dlogits``, which may be logits."""
     if logits.numel() == 0:
-        return _loss_of_no_rows(logits, denominator, settings.is_mean, dtype)
+        return _loss_of_no_rows(logits, denominator, settings[1] == "mean", dtype)
     target = _with_layout(target, logits)
     weight = None if weight is None else weight.contiguous()
     tensors = (logits, target, weight, denominator, dlogits)
@@ -75,7 +72,7 @@ def _launch_into(
     if plan is None:
         if len(_plans) == MAX_SCHEDULES:
             _plans.clear()
-        plan = _plans[key] = LossPlan(*tensors, settings)
+        plan = _plans[key] = LossPlan(*tensors, LossOptions(*settings))
     loss = torch.empty((), dtype=dtype, device=logits.device)
     plan.launch(loss, *tensors)
     return loss

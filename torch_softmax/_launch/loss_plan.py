@@ -1,7 +1,6 @@
 """What the launches of a loss share as long as the layouts and options stay the same."""
 
 import ctypes
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +11,8 @@ from torch_softmax._kernels.cross_entropy_loss import (
     cross_entropy_loss_online_kernel,
     weight_sum_kernel,
 )
-from torch_softmax._kernels.loss_epilogue import Denominator, FloatPair, LossOptions, LossOutput
+from torch_softmax._kernels.loss_epilogue import Denominator, FloatPair, LossOutput
+from torch_softmax._kernels.loss_epilogue import LossOptions as KernelOptions
 from torch_softmax._kernels.tiles import Matrix
 from torch_softmax._kernels.tiling import (
     MAX_TILE_BYTES,
@@ -28,17 +28,7 @@ from torch_softmax._kernels.tiling import (
 from torch_softmax._launch.schedule import Limits, Rows
 from torch_softmax._launch.specialized import Kernel, Launch
 from torch_softmax._layout import compute_dtype
-
-
-class LossSettings(NamedTuple):
-    """The options of ``launch_cross_entropy_loss``."""
-
-    ignore_index: int
-    is_mean: bool
-    label_smoothing: float
-    z_loss: float
-    softcap: float | None
-    logit_scale: float
+from torch_softmax._options import LossOptions
 
 
 class LossPlan:
@@ -51,20 +41,20 @@ class LossPlan:
         weight: Tensor | None,
         denominator: Tensor | None,
         dlogits: Tensor | None,
-        settings: LossSettings,
+        options: LossOptions,
     ) -> None:
         """Choose the tile, the kernels and the grid."""
-        rows = _rows(logits, target, weight, dlogits, settings)
+        rows = _rows(logits, target, weight, dlogits, options)
         self.strides = [matrix[1:] for matrix in rows.matrices]
         self.n_rows, self.n_cols = rows.n_rows, rows.n_cols
         self.n_programs = rows.schedule.row_blocks
-        self.options = LossOptions(
-            settings.ignore_index, _pair(settings.label_smoothing), _pair(settings.z_loss)
+        self.options = KernelOptions(
+            options.ignore_index, _pair(options.label_smoothing), _pair(options.z_loss)
         )
-        self.loss = _loss_launch(rows, settings)
+        self.loss = _loss_launch(rows, options)
         self.weight_sum: Launch | None = None
         self.n_weights: int | None = 1
-        if denominator is None and settings.is_mean:
+        if denominator is None and options.reduction == "mean":
             self._choose_denominator(logits, target)
 
     def _choose_denominator(self, logits: Tensor, target: Tensor) -> None:
@@ -120,8 +110,8 @@ class LossPlan:
         )
 
 
-def _loss_launch(rows: Rows, settings: LossSettings) -> Launch:
-    cap = SoftCap(settings.logit_scale, settings.softcap)
+def _loss_launch(rows: Rows, options: LossOptions) -> Launch:
+    cap = SoftCap(options.logit_scale, options.softcap)
     if rows.schedule.col_blocks > 1:
         n_partials = rows.schedule.n_partials
         kernel: Kernel = cross_entropy_loss_online_kernel
@@ -134,16 +124,16 @@ def _rows(
     target: Tensor,
     weight: Tensor | None,
     dlogits: Tensor | None,
-    settings: LossSettings,
+    options: LossOptions,
 ) -> Rows:
     """The rows of logits, of the target, and of the gradient if there is one."""
     is_probability = target.is_floating_point()
-    weighs_classes = weight is not None and (is_probability or settings.label_smoothing != 0)
+    weighs_classes = weight is not None and (is_probability or options.label_smoothing != 0)
     read_twice = READ_TWICE_TWO_MATRICES if is_probability else READ_TWICE
     if logits.dtype == torch.float64:
         read_twice = READ_TWICE_FLOAT64
     limits = Limits(
-        live_values=1 + is_probability + weighs_classes + (settings.softcap is not None),
+        live_values=1 + is_probability + weighs_classes + (options.softcap is not None),
         # only for a gradient a row is kept, or read again
         max_tile_bytes=READ_ONCE.tile_bytes if dlogits is None else MAX_TILE_BYTES,
         min_tile_bytes=2 * MIN_TILE_BYTES,

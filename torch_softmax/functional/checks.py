@@ -71,6 +71,9 @@ def as_int(function: str, argument: str, value: Any) -> int:
 
 def as_number(function: str, argument: str, value: Any) -> float:
     """A finite number of any kind as a float or int: NumPy's, or a tensor with no axes."""
+    # the usual case first: whether a class is a kind of number takes longer to find out
+    if type(value) is float and -math.inf < value < math.inf:
+        return value
     if isinstance(value, Tensor) and value.dim() == 0 and not value.is_complex():
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
