@@ -70,7 +70,9 @@ class Launch:
         if compiled is None or not _run(compiled, self.grid, device, bound):
             compiled = self._launch_just_in_time(args)
         if bound:
-            self.compiled, self.last_args = compiled, bound[len(args) :]
+            # first the arguments: another thread may launch as soon as there is a kernel
+            self.last_args = bound[len(args) :]
+            self.compiled = compiled
             _compiled[key] = compiled
 
     def _launch_just_in_time(self, args: tuple[Any, ...]) -> CompiledKernel:
