@@ -92,6 +92,7 @@ int cuOccupancyMaxActiveClusters(int *count, void *function, const void *config)
 {
     return *count = 16, 0;
 }
+int cuStreamIsCapturing(void *stream, int *status) { return *status = 0; }
 int cuTensorMapEncodeTiled(void *map) { return 0; }
 int cuTensorMapEncodeIm2col(void *map) { return 0; }
 
