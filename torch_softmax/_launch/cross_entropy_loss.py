@@ -67,7 +67,16 @@ def _launch_into(
     target = _with_layout(target, logits)
     weight = None if weight is None else weight.contiguous()
     tensors = (logits, target, weight, denominator, dlogits)
-    key = (settings, dtype, logits.device, *map(layout, tensors))
+    key = (
+        settings,
+        dtype,
+        logits.device,
+        layout(logits),
+        layout(target),
+        None if weight is None else layout(weight),
+        None if denominator is None else layout(denominator),
+        None if dlogits is None else layout(dlogits),
+    )
     plan = _plans.get(key)
     if plan is None:
         if len(_plans) == MAX_SCHEDULES:

@@ -52,10 +52,8 @@ class Schedule(NamedTuple):
 MAX_SCHEDULES = 4096
 
 
-def layout(x: Tensor | None) -> tuple[Any, ...] | None:
+def layout(x: Tensor) -> tuple[Any, ...]:
     """What decides how a kernel reads ``x``: two tensors of one layout share a launch."""
-    if x is None:
-        return None
     return x.dtype, x.data_ptr() % VEC_BYTES, x.shape, x.stride()
 
 

@@ -150,9 +150,9 @@ def check_cross_entropy_tensors(
         check_weight(function, weight, input)
 
 
-def _batch_of(size: tuple[int, ...]) -> tuple[int, ...]:
+def _batch_of(size: torch.Size) -> torch.Size:
     """The shape of the rows: the size of the input without its class axis."""
-    return size[:1] + size[2:] if len(size) > 1 else ()
+    return size[:1] + size[2:] if len(size) > 1 else size[:0]
 
 
 def check_weight(function: str, weight: Tensor, input: Tensor) -> None:
