@@ -13,9 +13,9 @@ if not torch.cuda.is_available():
 
 import pytest
 from filelock import FileLock
-from triton.runtime.jit import KernelInterface
 
 from devices import KERNELS, take_path
+from torch_softmax._launch.specialized import Launch
 
 
 def pytest_addoption(parser):
@@ -46,16 +46,13 @@ def kernel_device(request, cpu_path, monkeypatch):
 def launches(monkeypatch):
     """Each kernel that is launched, with its constants."""
     launched = []
-    subscript = KernelInterface.__getitem__
+    call = Launch.__call__
 
-    def recording(kernel, grid):
-        def launch(*args, **constants):
-            launched.append((kernel, constants))
-            return subscript(kernel, grid)(*args, **constants)
+    def recording(launch, *args):
+        launched.append((launch.kernel, launch.constexprs | launch.options))
+        call(launch, *args)
 
-        return launch
-
-    monkeypatch.setattr(KernelInterface, "__getitem__", recording)
+    monkeypatch.setattr(Launch, "__call__", recording)
     return launched
 
 

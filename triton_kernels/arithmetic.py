@@ -13,6 +13,12 @@ class SoftCap(NamedTuple):
     cap: float | None
 
 
+@triton.constexpr_function
+def compute_dtype(dtype):
+    """What sums are accumulated in: float64 for itself, float32 for everything narrower."""
+    return tl.float64 if dtype == tl.float64 else tl.float32
+
+
 @triton.jit
 def softcap(x, SOFTCAP: tl.constexpr):
     """cap * tanh(scale * x / cap), or scale * x without a cap."""

@@ -14,7 +14,8 @@ not counted. The gradient of a row is
     a = b * sum(w * q) + s * sum(w) + 2 * z_loss / denominator * lse
 
 The default denominator of class indices is the sum of their weights. ``weight_sum_kernel`` forms it
-first, so the loss kernels write an already normalized gradient. ``cross_entropy_loss_kernel`` holds
+first, so the loss kernels write an already normalized gradient; a single program that has all rows
+needs no other kernel. ``cross_entropy_loss_kernel`` holds
 whole rows in a tile and reads them once; ``cross_entropy_loss_online_kernel`` reads longer rows
 twice, and finds part of them in the L2 cache the second time.
 
@@ -27,7 +28,7 @@ sums is fixed.
 import triton
 import triton.language as tl
 
-from .arithmetic import exp, softcap, softcap_grad
+from .arithmetic import compute_dtype, exp, softcap, softcap_grad
 from .loss_epilogue import fold_options, load_denominator, reduce_loss
 from .online_softmax import (
     as_partials,
@@ -95,7 +96,7 @@ def cross_entropy_loss_kernel(
     SOFTCAP: tl.constexpr,
 ):
     """loss = sum(losses) / denominator and, unless None, dlogits, of rows that a tile holds."""
-    dtype: tl.constexpr = loss.partials_ptr.dtype.element_ty
+    dtype: tl.constexpr = compute_dtype(logits.ptr.dtype.element_ty)
     IS_INDEX: tl.constexpr = not target.ptr.dtype.element_ty.is_floating()
     HAS_SMOOTHING: tl.constexpr = loss_options.label_smoothing is not None
     rows = row_block(tl.program_id(0), n_rows, logits, TILE)
@@ -109,7 +110,7 @@ def cross_entropy_loss_kernel(
         # an ignored row costs nothing, whatever NaN it holds
         x = tl.where(targets.is_counted[:, None], x, -float("inf"))
     weights = load_class_weights(target, class_weight_ptr, tile, n_cols, TILE, dtype)
-    denominator_value = load_denominator(denominator, dtype)
+    denominator_value = load_denominator(denominator, targets, dtype)
 
     stats, exp_x = tile_row_stats(x, target, targets, softcap(target_logits, SOFTCAP), weights)
     losses, coefficients = fold_options(stats, targets, denominator_value, loss_options, n_cols)
@@ -149,14 +150,14 @@ def cross_entropy_loss_online_kernel(
     SOFTCAP: tl.constexpr,
 ):
     """loss = sum(losses) / denominator and, unless None, dlogits, of rows longer than a tile."""
-    dtype: tl.constexpr = loss.partials_ptr.dtype.element_ty
+    dtype: tl.constexpr = compute_dtype(logits.ptr.dtype.element_ty)
     IS_INDEX: tl.constexpr = not target.ptr.dtype.element_ty.is_floating()
     HAS_SMOOTHING: tl.constexpr = loss_options.label_smoothing is not None
     rows = row_block(tl.program_id(0), n_rows, logits, TILE)
     targets = load_targets(target, class_weight_ptr, rows, n_cols, loss_options.ignore_index, dtype)
     target_logits = load_target_logits(logits, target, rows, targets, dtype)
     needed_rows = targets.is_counted if TILE.rows < MIN_SHARED_ROWS else None
-    denominator_value = load_denominator(denominator, dtype)
+    denominator_value = load_denominator(denominator, targets, dtype)
     # only a gradient needs the row again
     EVICTION: tl.constexpr = None if dlogits is None else "evict_last"
 

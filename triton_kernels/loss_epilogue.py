@@ -33,14 +33,20 @@ class LossOptions(NamedTuple):
 
 
 class Denominator(NamedTuple):
-    """The sum of ``n`` partial sums; ``n`` itself where ``partials_ptr`` is None."""
+    """The sum of ``n`` partial sums; ``n`` itself where ``partials_ptr`` is None.
+
+    Where both are None, the sum of the weights of the program's rows.
+    """
 
     partials_ptr: Any
-    n: int
+    n: int | None
 
 
 class LossOutput(NamedTuple):
-    """The loss, a partial loss of each program, and how many programs have stored theirs."""
+    """The loss, a partial loss of each program, and how many programs have stored theirs.
+
+    A single program has neither partial losses nor a counter.
+    """
 
     ptr: Any
     partials_ptr: Any
@@ -56,9 +62,11 @@ class Coefficients(NamedTuple):
 
 
 @triton.jit
-def load_denominator(denominator, dtype: tl.constexpr):
+def load_denominator(denominator, targets, dtype: tl.constexpr):
     """The number that divides the sum of the losses."""
-    if denominator.partials_ptr is None:
+    if denominator.n is None:
+        value = tl.sum(targets.weight)
+    elif denominator.partials_ptr is None:
         value = tl.full((), denominator.n, dtype)
     else:
         index = tl.arange(0, WEIGHT_BLOCK)
@@ -109,19 +117,22 @@ def reduce_loss(losses, denominator, loss):
     The program that finishes last adds the partial losses in the order of the programs, so the
     result does not depend on the order in which they finish.
     """
-    n_programs = tl.num_programs(0)
-    tl.store(loss.partials_ptr + tl.program_id(0), tl.sum(losses))
-    # publish the partial loss before incrementing the counter
-    tl.debug_barrier()
-    n_before = tl.atomic_add(loss.counter_ptr, 1, sem="acq_rel", scope="gpu")
-    if n_before == n_programs - 1:
-        # all threads read after the thread that acquired the counter
+    if loss.partials_ptr is None:
+        tl.store(loss.ptr, tl.sum(losses) / denominator)
+    else:
+        n_programs = tl.num_programs(0)
+        tl.store(loss.partials_ptr + tl.program_id(0), tl.sum(losses))
+        # publish the partial loss before incrementing the counter
         tl.debug_barrier()
-        total = tl.zeros((LOSS_BLOCK,), loss.partials_ptr.dtype.element_ty)
-        for start in range(0, n_programs, LOSS_BLOCK):
-            index = start + tl.arange(0, LOSS_BLOCK)
-            # past the L1 cache, which does not see the stores of other multiprocessors
-            total += tl.load(
-                loss.partials_ptr + index, mask=index < n_programs, other=0.0, cache_modifier=".cg"
-            )
-        tl.store(loss.ptr, tl.sum(total) / denominator)
+        n_before = tl.atomic_add(loss.counter_ptr, 1, sem="acq_rel", scope="gpu")
+        if n_before == n_programs - 1:
+            # all threads read after the thread that acquired the counter
+            tl.debug_barrier()
+            total = tl.zeros((LOSS_BLOCK,), loss.partials_ptr.dtype.element_ty)
+            for start in range(0, n_programs, LOSS_BLOCK):
+                index = start + tl.arange(0, LOSS_BLOCK)
+                # past the L1 cache, which does not see the stores of other multiprocessors
+                partials_ptr = loss.partials_ptr + index
+                mask = index < n_programs
+                total += tl.load(partials_ptr, mask=mask, other=0.0, cache_modifier=".cg")
+            tl.store(loss.ptr, tl.sum(total) / denominator)

@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from .arithmetic import compute_dtype
 from .tiles import column_tile, load_tile, row_block, store_tile
 
 
@@ -19,7 +20,7 @@ def scale_kernel(
 
     A small grid loops over ``n_blocks`` blocks, so the exit is nearly free.
     """
-    dtype: tl.constexpr = tl.float64 if x.ptr.dtype.element_ty == tl.float64 else tl.float32
+    dtype: tl.constexpr = compute_dtype(x.ptr.dtype.element_ty)
     factor = tl.load(factor_ptr).to(dtype)
     if factor != 1.0:
         col_blocks = tl.cdiv(n_cols + TILE.vec_size - 1, TILE.cols)

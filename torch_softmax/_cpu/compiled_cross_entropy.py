@@ -104,7 +104,7 @@ def compiled_backward(
 def _collapsed(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """The tensors as compiled code takes them: batch dims collapsed into two, int64 classes."""
     is_classes = not target.is_floating_point()
-    if is_classes:
+    if is_classes and (target.dtype is not torch.int64 or not target.is_contiguous()):
         target = target.long().contiguous()
     if logits.dim() > 2:
         logits = logits.view(*(collapse_batch_dims(logits) or (1, 1)), -1)

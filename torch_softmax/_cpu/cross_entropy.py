@@ -36,11 +36,12 @@ def cross_entropy_loss(
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
     """The loss of all rows in ``dtype``, and dlogits, which is empty without gradient."""
-    scaling = (softcap, logit_scale)
-    options = LossOptions(ignore_index, reduction, label_smoothing, z_loss, *scaling)
-    dlogits = empty_result_like(logits, logits.dtype) if with_gradient else None
-    loss = _loss(logits, dlogits, target, weight, denominator, options, dtype)
-    return loss, logits.new_empty(0) if dlogits is None else dlogits
+    options = LossOptions(ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale)
+    if with_gradient:
+        dlogits = empty_result_like(logits, logits.dtype)
+        return _loss(logits, dlogits, target, weight, denominator, options, dtype), dlogits
+    loss = _loss(logits, None, target, weight, denominator, options, dtype)
+    return loss, logits.new_empty(0)
 
 
 def cross_entropy_loss_inplace(
@@ -57,8 +58,7 @@ def cross_entropy_loss_inplace(
     dtype: torch.dtype,
 ) -> Tensor:
     """The loss of all rows in ``dtype``; dlogits overwrites the logits."""
-    scaling = (softcap, logit_scale)
-    options = LossOptions(ignore_index, reduction, label_smoothing, z_loss, *scaling)
+    options = LossOptions(ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale)
     return _loss(logits, logits, target, weight, denominator, options, dtype)
 
 

@@ -1,10 +1,8 @@
 """Launch a kernel over the rows of tensors: their strides, the tile of a program, the grid."""
 
-import contextlib
 import functools
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from torch_softmax._kernels.tiles import Matrix, TileShape
@@ -22,10 +20,8 @@ from torch_softmax._kernels.tiling import (
     row_tiling,
     vec_size,
 )
+from torch_softmax._launch.specialized import Kernel, Launch
 from torch_softmax._layout import collapse_batch_dims
-
-# what `kernel[grid]` returns
-Kernel = Any
 
 
 class Limits(NamedTuple):
@@ -52,8 +48,17 @@ class Schedule(NamedTuple):
     col_blocks: int
 
 
+# of different layouts that are remembered
+MAX_SCHEDULES = 4096
+
+
+def layout(x: Tensor) -> tuple[Any, ...]:
+    """What decides how a kernel reads ``x``: two tensors of one layout share a launch."""
+    return x.dtype, x.data_ptr() % VEC_BYTES, x.shape, x.stride()
+
+
 # the decision costs as much as a launch
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=MAX_SCHEDULES)
 def schedule(
     shape: tuple[int, int, int],
     strides: tuple[tuple[int, ...], ...],
@@ -123,33 +128,21 @@ class Rows:
         """Class indices of the rows as a matrix of one column."""
         return Matrix(target.contiguous(), self.n_rows, 1, 1)
 
-    def launch(
-        self, kernel: Kernel, *args: Any, grid: tuple[int, ...] | None = None, **constexprs: Any
-    ) -> None:
-        """Launch ``kernel``, by default one program for each block of rows."""
-        launch(
+    def launch_of(
+        self, kernel: Kernel, *, grid: tuple[int, ...] | None = None, **constexprs: Any
+    ) -> Launch:
+        """The launch of ``kernel``, by default of one program for each block of rows."""
+        return Launch(
             kernel,
             grid or (self.schedule.row_blocks,),
             self.device,
-            *args,
-            TILE=self.schedule.tile,
             num_warps=self.schedule.num_warps,
+            TILE=self.schedule.tile,
             **constexprs,
         )
 
-
-def launch(
-    kernel: Kernel, grid: tuple[int, ...], device: torch.device, *args: Any, **options: Any
-) -> None:
-    """Launch ``kernel`` on ``device``."""
-    with _current(device):
-        # no FMA contraction: recomputed logits must match bit for bit, or the loss of a confident
-        # row is negative. It would save the loss 1 to 2 % of its instructions
-        kernel[grid](*args, enable_fp_fusion=False, **options)
-
-
-def _current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Make ``device`` the current one, on which Triton launches."""
-    if device.type == "cpu":
-        return contextlib.nullcontext()
-    return torch.accelerator.device_index(device.index)
+    def launch(
+        self, kernel: Kernel, *args: Any, grid: tuple[int, ...] | None = None, **constexprs: Any
+    ) -> None:
+        """Launch ``kernel`` with ``args``."""
+        self.launch_of(kernel, grid=grid, **constexprs)(*args)

@@ -1,5 +1,6 @@
 """How every operator is registered, and when its ``autograd.Function`` can be taken."""
 
+import functools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -33,18 +34,15 @@ def register(
     stem, parenthesis, signature = schema.partition("(")
     name = f"torch_softmax::{stem}"
 
-    def launch(*args: Any) -> Any:
-        # imported with the first tensor that needs it: the package works where Triton does not
-        from torch_softmax import _launch
+    on_cpu = getattr(_cpu, stem)
 
+    def launch(*args: Any) -> Any:
         refuse_derivatives(stem, args)
-        return getattr(_launch, f"launch_{stem}")(*args)
+        return _launcher(stem)(*args)
 
     def run_on_cpu(*args: Any) -> Any:
-        if INTERPRETED:
-            return launch(*args)
         refuse_derivatives(stem, args)
-        return getattr(_cpu, stem)(*args)
+        return _launcher(stem)(*args) if INTERPRETED else on_cpu(*args)
 
     torch.library.define(name, parenthesis + signature)
     torch.library.impl(name, "cpu", adapt(run_on_cpu) if adapt else run_on_cpu)
@@ -61,15 +59,25 @@ def register(
     return operator
 
 
+@functools.cache
+def _launcher(stem: str) -> Callable[..., Any]:
+    # imported with the first tensor that needs it: the package works where Triton does not
+    from torch_softmax import _launch
+
+    launcher: Callable[..., Any] = getattr(_launch, f"launch_{stem}")
+    return launcher
+
+
 def refuse_derivatives(stem: str, args: tuple[Any, ...]) -> None:
     """Raise where autograd would take the operator, which has no derivative, for a constant."""
     if not torch.is_grad_enabled():
         return
-    if any(isinstance(x, Tensor) and x.requires_grad for x in args):
-        raise RuntimeError(
-            f"torch_softmax::{stem} has no derivative of its own: call the functions of "
-            "torch_softmax, and take second derivatives outside torch.compile"
-        )
+    for x in args:
+        if isinstance(x, Tensor) and x.requires_grad:
+            raise RuntimeError(
+                f"torch_softmax::{stem} has no derivative of its own: call the functions of "
+                "torch_softmax, and take second derivatives outside torch.compile"
+            )
 
 
 _SERVED_TYPES = (Tensor, Parameter)
@@ -115,11 +123,10 @@ def needs_differentiable_backward(*gradients: Tensor | None) -> bool:
         return True
     if torch.compiler.is_compiling():
         return False
-    return (
-        forward_ad._current_level >= 0
-        or not is_plain_reverse_mode()
-        or any(x is not None and torch._C._functorch.is_legacy_batchedtensor(x) for x in gradients)
-    )
+    if forward_ad._current_level >= 0 or not is_plain_reverse_mode():
+        return True
+    present = [x for x in gradients if x is not None]
+    return any(map(torch._C._functorch.is_legacy_batchedtensor, present))
 
 
 _MODES = torch._C._TorchDispatchModeKey

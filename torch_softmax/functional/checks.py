@@ -71,6 +71,9 @@ def as_int(function: str, argument: str, value: Any) -> int:
 
 def as_number(function: str, argument: str, value: Any) -> float:
     """A finite number of any kind as a float or int: NumPy's, or a tensor with no axes."""
+    # the usual case first: whether a class is a kind of number takes longer to find out
+    if type(value) is float and -math.inf < value < math.inf:
+        return value
     if isinstance(value, Tensor) and value.dim() == 0 and not value.is_complex():
         if value.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(value):
             raise ArgumentTypeError(
@@ -123,11 +126,12 @@ def check_cross_entropy_tensors(
     check_tensor(function, "input", input)
     check_tensor(function, "target", target)
     check_floating(function, "input", input)
-    if input.dim() == 0:
+    size = input.shape
+    if not size:
         raise ArgumentValueError(f"{function} needs input to have a class axis, got a scalar")
-    if input.shape[min(input.dim() - 1, 1)] == 0:
+    if size[1 if len(size) > 1 else 0] == 0:
         raise ArgumentIndexError(
-            f"{function} needs input with at least one class, got shape {tuple(input.shape)}"
+            f"{function} needs input with at least one class, got shape {tuple(size)}"
         )
     if target.is_complex() or target.dtype == torch.bool:
         raise ArgumentTypeError(
@@ -136,23 +140,27 @@ def check_cross_entropy_tensors(
         )
     if target.is_floating_point():
         check_floating(function, "target", target)
-        shape, kind = input.shape, "probabilities"
+        shape, kind = size, "probabilities"
         if ignore_index >= 0:
             raise ArgumentValueError(
                 f"{function} needs target to be class indices for ignore_index, "
                 f"got probabilities and {ignore_index}"
             )
     else:
-        shape, kind = input.shape, "class indices"
-        shape = shape[:1] + shape[2:] if len(shape) > 1 else shape[:0]
+        shape, kind = size[:1] if len(size) == 2 else _batch_of(size), "class indices"
     if target.shape != shape:
         raise ArgumentValueError(
             f"{function} needs target of shape {tuple(shape)} if it holds {kind} for input of "
-            f"shape {tuple(input.shape)}, got {tuple(target.shape)}"
+            f"shape {tuple(size)}, got {tuple(target.shape)}"
         )
     check_device(function, "target", target, input)
     if weight is not None:
         check_weight(function, weight, input)
+
+
+def _batch_of(size: torch.Size) -> torch.Size:
+    """The shape of the rows: the size of the input without its class axis."""
+    return size[:1] + size[2:] if len(size) > 1 else size[:0]
 
 
 def check_weight(function: str, weight: Tensor, input: Tensor) -> None:

@@ -12,4 +12,5 @@ def is_strided(x: Tensor) -> bool:
 
 def autocast_widens(x: Tensor) -> bool:
     """Whether autocast is on for the device of ``x``; the meta device has none."""
-    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+    device = x.device.type
+    return device != "meta" and torch.is_autocast_enabled(device)
