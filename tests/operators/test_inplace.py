@@ -74,7 +74,7 @@ def test_inplace_refuses_what_it_cannot_do(device):
     loss = inplace_loss(leaf * 1)
     with pytest.raises(RuntimeError, match="inplace=False for second derivatives"):
         torch.autograd.grad(loss, leaf, create_graph=True)
-    with pytest.raises(ValueError, match="inplace=False for input whose axes do not fold"):
+    with pytest.raises(ValueError, match="inplace=False for input whose batch dims do not"):
         irregular = torch.randn(3, 4, 6, 6, device=device, requires_grad=True)[..., ::2, 1:]
         target = torch.zeros(3, 3, 5, dtype=torch.long, device=device)
         torch_softmax.cross_entropy(irregular, target, inplace=True)

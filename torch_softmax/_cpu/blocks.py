@@ -23,15 +23,15 @@ def row_blocks(matrix: Tensor, *others: Tensor | None) -> Iterator[tuple[Any, ..
         # as they are: where all fits, views are most of the cost
         yield (matrix, *others)
         return
-    folds = collapse_batch_dims(matrix) or (1, matrix.shape[:-1].numel())
+    sizes = collapse_batch_dims(matrix) or (1, matrix.shape[:-1].numel())
     batch_dim = matrix.dim() - 1
     tensors = [
-        None if t is None else t.reshape(*folds, *t.shape[batch_dim:]) for t in (matrix, *others)
+        None if t is None else t.reshape(*sizes, *t.shape[batch_dim:]) for t in (matrix, *others)
     ]
     rows_in_block = max(1, BLOCK_ELEMENTS // max(1, matrix.shape[-1]))
-    outer_in_block = max(1, rows_in_block // max(1, folds[1]))
-    for outer in range(0, folds[0], outer_in_block):
-        for row in range(0, folds[1], rows_in_block):
+    outer_in_block = max(1, rows_in_block // max(1, sizes[1]))
+    for outer in range(0, sizes[0], outer_in_block):
+        for row in range(0, sizes[1], rows_in_block):
             yield tuple(
                 None if t is None else t[outer : outer + outer_in_block, row : row + rows_in_block]
                 for t in tensors

@@ -1,4 +1,4 @@
-"""Launchers of the loss of all rows and its gradient."""
+"""Launchers of the sum or mean of the losses of all rows, and of its gradient."""
 
 import ctypes
 from typing import Any
@@ -84,7 +84,7 @@ def _launch_into(
     cap: SoftCap,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Launch the kernels; their gradient goes to ``dlogits``, which may be logits."""
+    """Launch the kernels; the gradient goes to ``dlogits``, which may be ``logits``."""
     if logits.numel() == 0:
         return _loss_of_no_rows(logits, denominator, is_mean, dtype)
     rows, target_rows = _rows(dlogits, logits, target, weight, options, cap)
@@ -124,10 +124,10 @@ def _counter_and_denominator(
     is_mean: bool,
     options: LossOptions,
 ) -> tuple[Tensor, Denominator]:
-    """A counter of programs, which is 0, and what the sum of the losses is divided by."""
+    """A counter of finished programs, initially 0, and the denominator of the sum of the losses."""
     device, n_rows = logits.device, logits.shape[:-1].numel()
     if not is_mean or denominator is not None or target.is_floating_point():
-        # one fill costs less than a launch of weight_sum_kernel
+        # filling the counter with 0 costs less than a launch of weight_sum_kernel
         counter = torch.zeros(1, dtype=torch.int32, device=device)
         if denominator is not None:
             return counter, Denominator(denominator, 1)
@@ -160,7 +160,7 @@ def _rows(
     options: LossOptions,
     cap: SoftCap,
 ) -> tuple[Rows, Any]:
-    """The rows of logits and their gradient, and the target of each."""
+    """The rows of logits and their gradient, and their targets as a matrix."""
     is_probability = target.is_floating_point()
     weighs_classes = weight is not None and (is_probability or options.label_smoothing is not None)
     read_twice = READ_TWICE_TWO_MATRICES if is_probability else READ_TWICE
@@ -168,7 +168,7 @@ def _rows(
         read_twice = READ_TWICE_FLOAT64
     limits = Limits(
         live_values=1 + is_probability + weighs_classes + (cap.cap is not None),
-        # only for a gradient a row is kept, or read again
+        # only a gradient needs whole rows in a tile, or a second read
         max_tile_bytes=READ_ONCE.tile_bytes if dlogits is None else MAX_TILE_BYTES,
         min_tile_bytes=2 * MIN_TILE_BYTES,
         online=READ_ONCE if dlogits is None else read_twice,
@@ -185,7 +185,7 @@ def _rows(
 def _loss_of_no_rows(
     logits: Tensor, denominator: Tensor | None, is_mean: bool, dtype: torch.dtype
 ) -> Tensor:
-    """0 / denominator: NaN for the mean's own denominator, which is 0."""
+    """0 / denominator: NaN for the default denominator of a mean, which is 0."""
     loss = torch.zeros((), dtype=compute_dtype(logits.dtype), device=logits.device)
     if denominator is not None:
         loss = loss / denominator
@@ -195,7 +195,7 @@ def _loss_of_no_rows(
 
 
 def _pair(number: float) -> FloatPair | None:
-    """A float64 as a kernel takes it, or None for 0."""
+    """A float64 as a pair of float32 for a kernel, or None for 0."""
     if number == 0:
         return None
     high = ctypes.c_float(number).value

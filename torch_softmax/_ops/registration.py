@@ -1,4 +1,4 @@
-"""How every operator is registered, and when its ``autograd.Function`` can be taken."""
+"""Registration of operators, and the conditions for using their ``autograd.Function``."""
 
 import os
 from collections.abc import Callable
@@ -11,8 +11,8 @@ from torch.nn import Parameter
 
 from torch_softmax import _cpu
 
-# Triton's interpreter runs the kernels on CPU tensors: how they are tested without a GPU. Triton
-# binds the variable when it is imported, so that it holds for the whole process
+# Triton's interpreter runs the kernels on CPU tensors, for tests without a GPU. Triton reads the
+# variable when it is imported, so it applies to the whole process
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # devices that Triton serves
 TRITON_DEVICES = ("cuda", "xpu")
@@ -23,9 +23,10 @@ def register(
     fake: Callable[..., Any],
     adapt: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None,
 ) -> Callable[..., Any]:
-    """Define the operator of ``schema`` and return it; ``fake`` allocates its result only.
+    """Define the operator of ``schema`` and return it.
 
-    ``adapt`` turns each device's implementation into what the operator does.
+    ``fake`` allocates the results without computing them. ``adapt`` wraps the implementation of
+    each device.
 
     One stem names an operator in every layer: ``softmax_forward`` is ``_cpu.softmax_forward`` for
     CPU tensors, and ``_launch.launch_softmax_forward`` where Triton serves the device.
@@ -34,7 +35,7 @@ def register(
     name = f"torch_softmax::{stem}"
 
     def launch(*args: Any) -> Any:
-        # imported with the first tensor that needs it: the package works where Triton does not
+        # imported at the first use, so the package also works without Triton
         from torch_softmax import _launch
 
         refuse_derivatives(stem, args)
@@ -50,14 +51,14 @@ def register(
     torch.library.impl(name, "cpu", adapt(run_on_cpu) if adapt else run_on_cpu)
     torch.library.impl(name, TRITON_DEVICES, adapt(launch) if adapt else launch)
     torch.library.register_fake(name, fake)
-    # the derivatives are those of the Functions; PyTorch's default for none costs 15 us a call
+    # derivatives come from the Functions; PyTorch's default Autograd kernel costs 15 us a call
     torch.library.impl(name, "Autograd", torch.library.fallthrough_kernel)
     operator: Callable[..., Any] = getattr(torch.ops.torch_softmax, stem).default
     return operator
 
 
 def refuse_derivatives(stem: str, args: tuple[Any, ...]) -> None:
-    """Raise where autograd would take the operator, which has no derivative, for a constant."""
+    """Raise where autograd would treat the operator, which has no derivative, as a constant."""
     if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args):
         raise RuntimeError(
             f"torch_softmax::{stem} has no derivative of its own: call the functions of "
@@ -69,9 +70,9 @@ _SERVED_TYPES = (Tensor, Parameter)
 
 
 def takes_functions(*tensors: Tensor | None) -> bool:
-    """Whether the ``autograd.Function`` forms serve the tensors, and not ``reference``.
+    """Whether the ``autograd.Function`` classes serve the tensors; otherwise ``reference`` does.
 
-    A subclass of Tensor, such as DTensor, knows PyTorch's own operators alone.
+    A subclass of Tensor, such as DTensor, supports only PyTorch's own operators.
     """
     for x in tensors:
         if x is not None and type(x) not in _SERVED_TYPES:
@@ -80,12 +81,12 @@ def takes_functions(*tensors: Tensor | None) -> bool:
 
 
 def is_plain_reverse_mode() -> bool:
-    """Whether autograd records at most reverse mode: what an ``autograd.Function`` carries.
+    """Whether autograd needs at most reverse mode, which an ``autograd.Function`` supports.
 
     Under torch.func, in forward mode, and while a graph of PyTorch's own operators is traced
-    (torch.export, make_fx, torch.jit.trace), the functions take the form of ``reference``, which
-    PyTorch differentiates, maps and exports by itself. A Function's own rules for these would be
-    ignored in compiled regions (pytorch issues 186303, 192985, 197867) and have no second order.
+    (torch.export, make_fx, torch.jit.trace), the functions call ``reference``, which PyTorch
+    differentiates, maps and exports by itself. A Function's own rules for these are ignored in
+    compiled regions (pytorch issues 186303, 192985, 197867) and have no second order.
     """
     return (
         torch._C._functorch.peek_interpreter_stack() is None
@@ -101,7 +102,7 @@ def is_plain_reverse_mode() -> bool:
 def needs_differentiable_backward(*gradients: Tensor | None) -> bool:
     """Whether the backward of a Function must consist of operators that PyTorch differentiates.
 
-    That is so for ``create_graph=True``, and for a batch of gradients in one backward.
+    It must for ``create_graph=True``, and for a batch of gradients in one backward.
     """
     if torch.compiler.is_compiling():
         return False
@@ -113,6 +114,7 @@ def needs_differentiable_backward(*gradients: Tensor | None) -> bool:
 
 
 _MODES = torch._C._TorchDispatchModeKey
-# torch.compile asks when it traces, with the transforms of the traced code entered, and keeps the
-# answer. This is what torch.compiler.assume_constant_result does, whose import takes a second
+# torch.compile evaluates the function while it traces, inside the transforms of the traced code,
+# and keeps the result. torch.compiler.assume_constant_result sets the same attribute, but its
+# import takes a second
 is_plain_reverse_mode._dynamo_marked_constant = True  # type: ignore[attr-defined]
