@@ -1,4 +1,4 @@
-"""Blocks of rows."""
+"""Division of tensors into blocks of rows that fit the cache."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,20 +7,21 @@ from torch import Tensor
 
 from torch_softmax._layout import collapse_batch_dims
 
-# 4 MiB of float32, which the third-level cache holds beside the block's input: of 2**16 to 2**22
-# the fastest for 60000 x 10, 8192 x 1000, 1024 x 32000 and 8 x 21 x 256 x 256, on one core and two
+# 4 MiB of float32, which fits the third-level cache together with the block's input. The fastest of
+# 2**16 to 2**22 on one core and on two, for 60000 x 10, 8192 x 1000, 1024 x 32000 and
+# 8 x 21 x 256 x 256
 BLOCK_ELEMENTS = 2**20
 
 
 def fits_a_block(matrix: Tensor) -> bool:
-    """Whether all rows are one block; none at all are not."""
+    """Whether all rows fit one block; False for no rows."""
     return 0 < matrix.numel() <= BLOCK_ELEMENTS
 
 
 def row_blocks(matrix: Tensor, *others: Tensor | None) -> Iterator[tuple[Any, ...]]:
-    """Blocks of rows of ``matrix``, each with the same rows of ``others``; outputs are views."""
+    """Blocks of rows of ``matrix`` with the same rows of ``others``, as views."""
     if fits_a_block(matrix):
-        # as they are: where all fits, views are most of the cost
+        # no views: for small tensors they would take most of the time
         yield (matrix, *others)
         return
     sizes = collapse_batch_dims(matrix) or (1, matrix.shape[:-1].numel())

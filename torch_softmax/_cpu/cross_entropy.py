@@ -1,4 +1,4 @@
-"""The cross-entropy operators: compiled, or in blocks where there was no compiler."""
+"""The cross-entropy operators: compiled code, or blocks of PyTorch's operators without it."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ def cross_entropy_loss(
     dtype: torch.dtype,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The loss of all rows in ``dtype``, and dlogits, which is empty without gradient."""
+    """Sum or mean of the losses in ``dtype``, and its gradient or an empty tensor."""
     scaling = (softcap, logit_scale)
     options = LossOptions(ignore_index, reduction, label_smoothing, z_loss, *scaling)
     dlogits = empty_result_like(logits, logits.dtype) if with_gradient else None
@@ -56,7 +56,7 @@ def cross_entropy_loss_inplace(
     logit_scale: float,
     dtype: torch.dtype,
 ) -> Tensor:
-    """The loss of all rows in ``dtype``; dlogits overwrites the logits."""
+    """Sum or mean of the losses in ``dtype``; its gradient overwrites the logits."""
     scaling = (softcap, logit_scale)
     options = LossOptions(ignore_index, reduction, label_smoothing, z_loss, *scaling)
     return _loss(logits, logits, target, weight, denominator, options, dtype)

@@ -24,7 +24,7 @@ def loss_in_blocks(
     denominator: Tensor | None,
     options: LossOptions,
 ) -> float:
-    """Sum or mean of the losses; their gradient goes to dlogits, which may be logits."""
+    """Sum or mean of the losses; the gradient goes to ``dlogits``, which may be ``logits``."""
     target, class_weight, terms = reference.loss_terms(logits, target, weight, denominator, options)
     rows = empty_row_outputs(logits, target, class_weight, with_entropy=False)
     scaling = (options.logit_scale, options.softcap)
@@ -45,7 +45,7 @@ def forward_in_blocks(
     logit_scale: float,
     softcap: float | None,
 ) -> None:
-    """``reference.cross_entropy_forward`` into ``outputs``."""
+    """Write the results of ``reference.cross_entropy_forward`` to ``outputs``."""
     check_classes(target, logits.shape[-1])
     with_entropy = outputs.entropy.numel() > 0
     options = (class_weight, logit_scale, softcap, with_entropy)
@@ -69,7 +69,7 @@ def backward_in_blocks(
     e: Tensor | None,
     *scaling: Any,
 ) -> None:
-    """``reference.cross_entropy_backward`` into ``dlogits``, which may be logits."""
+    """Write ``reference.cross_entropy_backward`` to ``dlogits``, which may be ``logits``."""
     for dx, x, t, *rows in row_blocks(dlogits, logits, target, softmax_stats, a, b, s, e):
         dx.copy_(reference.cross_entropy_backward(x, t, class_weight, *rows, *scaling))
 
