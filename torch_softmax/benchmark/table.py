@@ -69,7 +69,7 @@ def _title(m: Measurement) -> str:
 
 
 def _remarks(measurements: Sequence[Measurement]) -> Iterator[str]:
-    """What has no column: slowest first calls, who waits, and who was timed otherwise."""
+    """Remarks below a table: slowest first calls, synchronizations, providers without a graph."""
     first_calls: dict[str, float] = {}
     for m in measurements:
         if m.first_call is not None:
@@ -105,7 +105,7 @@ def _bandwidth(bytes_per_second: float) -> str:
 
 
 def _number(value: float) -> str:
-    """Three digits that count, or five behind the point, and never an exponent."""
+    """Three significant digits, at most five decimals, no exponent."""
     magnitude = math.floor(math.log10(value)) if value > 0 else 0
     return f"{value:.{min(5, max(0, 2 - magnitude))}f}"
 
