@@ -1,4 +1,4 @@
-"""Every composition of transforms gives the value of PyTorch's own function, or raises by name."""
+"""Every composition of transforms gives the value of PyTorch's own function, or raises an error."""
 
 from collections.abc import Callable
 from functools import partial
@@ -97,7 +97,7 @@ def of_samples(transform):
     return lambda f: over_vmap(transform(f))
 
 
-# each from a function of logits to another function of logits
+# each transforms a function of logits into another one
 COMPOSITIONS = {
     "grad": lambda f: grad(scalar(f)),
     "vjp": lambda f: lambda x: vjp(scalar(f), x)[1](torch.ones((), dtype=x.dtype))[0],
@@ -143,7 +143,7 @@ def test_composition_has_torchs_value(name, composition):
     torch.testing.assert_close(actual, expected)
 
 
-# reverse mode around a dual level fails in PyTorch itself
+# reverse mode around a forward-mode level fails in PyTorch itself
 DIFFERENTIABLE = COMPOSITIONS.keys() - {"forward mode"}
 
 
