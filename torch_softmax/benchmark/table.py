@@ -75,12 +75,12 @@ def _remarks(measurements: Sequence[Measurement]) -> Iterator[str]:
         if m.first_call is not None:
             first_calls[m.provider] = max(m.first_call, first_calls.get(m.provider, 0))
     if first_calls:
-        told = ", ".join(f"{name} {_number(seconds)}" for name, seconds in first_calls.items())
-        yield from _wrapped(f"slowest first call, s: {told}")
+        listed = ", ".join(f"{name} {_number(seconds)}" for name, seconds in first_calls.items())
+        yield from _wrapped(f"slowest first call, s: {listed}")
     syncs = {m.provider: m.syncs for m in measurements if m.syncs}
     if syncs:
-        told = ", ".join(f"{name} {count}" for name, count in syncs.items())
-        yield from _wrapped(f"waits for the GPU per call: {told}")
+        listed = ", ".join(f"{name} {count}" for name, count in syncs.items())
+        yield from _wrapped(f"waits for the GPU per call: {listed}")
     clocks = {m.clock for m in measurements if m.times}
     if "graph" in clocks and len(clocks) > 1:
         others = dict.fromkeys(m.provider for m in measurements if m.times and m.clock != "graph")
