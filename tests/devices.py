@@ -1,4 +1,4 @@
-"""The paths that the operators take in a test, and where each of them can be tested."""
+"""The implementations that tests run, and where each of them is available."""
 
 import os
 

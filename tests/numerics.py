@@ -1,4 +1,4 @@
-"""How results are judged: against float64, by the error that PyTorch itself makes."""
+"""Comparison of results with float64, allowing twice the error of PyTorch."""
 
 import torch
 from torch import Tensor

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 # folders, and the packages that they are installed as
 PACKAGES = {"torch_softmax": "torch_softmax", "triton_kernels": "torch_softmax._kernels"}
 
-# the arrows: what a layer may import as it is imported itself
+# the arrows of the diagram: layers that each layer may import at module level
 LAYERS = {
     "torch_softmax._kernels": set(),
     "torch_softmax._atomic_file": set(),
@@ -73,10 +73,10 @@ LAYERS = {
         "torch_softmax.uncertainty",
     },
 }
-# with a call instead: the kernels are out of reach until a tensor needs them
+# imports inside functions: the kernels are imported with the first tensor that needs them
 LATE_IMPORTS = {("torch_softmax._ops.registration", "torch_softmax._launch")}
 
-# with a call too: what draws, what tells progress, and whom it measures
+# imports inside functions: plots, the progress bar and the measured packages
 BENCHMARK_IMPORTS = {"liger_kernel", "matplotlib", "quack", "tqdm"}
 
 
@@ -112,13 +112,13 @@ def imported_by(module, node):
 
 
 def imports(module):
-    """All that a module imports, at once or with a call."""
+    """All modules that a module imports, at module level or inside functions."""
     tree = ast.parse(MODULES[module].read_text())
     return set().union(*(imported_by(module, node) for node in ast.walk(tree)))
 
 
 def late_imports(module):
-    """What a module imports with a call of one of its functions."""
+    """Modules that a module imports inside functions."""
     functions = [
         node
         for node in ast.walk(ast.parse(MODULES[module].read_text()))
@@ -130,7 +130,7 @@ def late_imports(module):
 
 
 def foreign_imports(module, of=imports):
-    """Top-level packages that a module imports, but for Python's own and this project's."""
+    """Top-level packages that a module imports, except the standard library and this project."""
     names = {name.partition(".")[0] for name in of(module)}
     return names - sys.stdlib_module_names - set(PACKAGES)
 
@@ -159,7 +159,7 @@ def test_layers_name_every_module(module):
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_layers_import_only_what_lies_below(layer):
+def test_layers_import_only_lower_layers(layer):
     upward = {
         f"{module} imports {name}"
         for module in modules_of(layer)
@@ -180,7 +180,7 @@ def test_layers_reach_the_kernels_only_by_a_late_import(module, name):
 
 
 @pytest.mark.parametrize("module", modules_of("torch_softmax._kernels"))
-def test_layers_of_kernels_know_only_triton(module):
+def test_layers_of_kernels_import_only_triton(module):
     assert foreign_imports(module) <= {"triton"}
 
 
@@ -196,7 +196,7 @@ def test_layers_of_kernels_import_each_other_relatively(module):
 
 
 @pytest.mark.parametrize("module", modules_of("torch_softmax._launch"))
-def test_layers_of_launchers_know_torch_and_triton(module):
+def test_layers_of_launchers_import_only_torch_and_triton(module):
     assert foreign_imports(module) <= {"torch", "triton"}
 
 
@@ -214,14 +214,14 @@ def test_layers_of_launchers_know_torch_and_triton(module):
         )
     ],
 )
-def test_layers_above_the_launchers_know_only_torch(module):
+def test_layers_above_the_launchers_import_only_torch(module):
     late = BENCHMARK_IMPORTS if layer_of(module) == "torch_softmax.benchmark" else set()
     assert foreign_imports(module) <= {"torch"} | late
     assert foreign_imports(module) - foreign_imports(module, of=late_imports) <= {"torch"}
 
 
 @pytest.mark.parametrize("module", modules_of("torch_softmax.report"))
-def test_layers_of_the_report_know_torch_and_matplotlib(module):
+def test_layers_of_the_report_import_only_torch_and_matplotlib(module):
     assert foreign_imports(module) <= {"torch", "matplotlib"}
 
 
@@ -242,7 +242,7 @@ def test_layers_work_without_triton():
 
 
 def test_layers_import_nothing_heavy():
-    # torch itself imports NumPy where it finds it
+    # torch itself imports NumPy if it is installed
     brought = run_python(
         "import sys, torch; before = set(sys.modules)\n"
         "import torch_softmax, torch_softmax.report\n"

@@ -1,4 +1,4 @@
-"""The wheel that pip builds of this checkout, looked into."""
+"""The contents of the wheel that pip builds from this checkout."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""The rows of a tensor: its class axis last, its other axes folded into two."""
+"""Row layouts: the class axis last, the batch dims collapsed into two; outputs per row."""
 
 from typing import NamedTuple
 
@@ -7,32 +7,32 @@ from torch import Tensor
 
 
 def collapse_batch_dims(x: Tensor) -> tuple[int, int] | None:
-    """Sizes (outer, rows) into which the axes before the last fold without a copy, if they do."""
-    folds: list[tuple[int, int]] = []
+    """Sizes (outer, rows) of the batch dims collapsed into two, or None if that needs a copy."""
+    collapsed: list[tuple[int, int]] = []
     for size, stride in zip(reversed(x.shape[:-1]), reversed(x.stride()[:-1]), strict=True):
-        if folds and stride == folds[-1][0] * folds[-1][1]:
-            folds[-1] = (folds[-1][0] * size, folds[-1][1])
+        if collapsed and stride == collapsed[-1][0] * collapsed[-1][1]:
+            collapsed[-1] = (collapsed[-1][0] * size, collapsed[-1][1])
         elif size != 1:
-            folds.append((size, stride))
-    if len(folds) > 2:
+            collapsed.append((size, stride))
+    if len(collapsed) > 2:
         return None
-    sizes = [size for size, _ in folds] + [1, 1]
+    sizes = [size for size, _ in collapsed] + [1, 1]
     return (sizes[1], sizes[0])
 
 
 def with_collapsible_batch_dims(x: Tensor) -> Tensor:
-    """``x``, or where its rows lie too irregularly for a kernel to walk, a contiguous copy."""
+    """``x``, or a contiguous copy if its batch dims do not collapse into two."""
     return x if x.dim() <= 3 or collapse_batch_dims(x) else x.contiguous()
 
 
 def empty_rows_like(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """An uninitialized result with the layout of ``x``, or contiguous where that would not fold."""
+    """An uninitialized result in the layout of ``x``, or contiguous if that does not collapse."""
     y = torch.empty_like(x, dtype=dtype)
     if y.dim() <= 2:
         return y
-    folds = (collapse_batch_dims(x), (1, x.shape[:-1].numel()))
+    sizes = (collapse_batch_dims(x), (1, x.shape[:-1].numel()))
     return (
-        y if collapse_batch_dims(y) in folds else torch.empty(x.shape, dtype=dtype, device=x.device)
+        y if collapse_batch_dims(y) in sizes else torch.empty(x.shape, dtype=dtype, device=x.device)
     )
 
 
@@ -42,9 +42,10 @@ def empty_contiguous_like(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def rows_beside(x: Tensor, y: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Both tensors with axis ``dim`` last, their batch dims collapsing alike.
+    """Both tensors with axis ``dim`` last and batch dims that collapse to the same sizes.
 
-    Where they would not, ``x`` is copied to be contiguous, as ``y`` is. A scalar is a row of one.
+    ``y`` is contiguous; ``x`` is copied if its batch dims collapse otherwise. A scalar becomes one
+    row of one class.
     """
     if not y.dim():
         return x.reshape(1), y.view(1)
@@ -62,12 +63,12 @@ def with_layout_of(x: Tensor, y: Tensor) -> Tensor:
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What sums are accumulated in: float64 for itself, float32 for everything narrower."""
+    """The dtype of the arithmetic: float64 for float64, float32 for all others."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 class RowOutputs(NamedTuple):
-    """What cross-entropy's forward returns for each row; what is not wanted has shape (0,).
+    """Outputs of ``cross_entropy_forward`` for each row; a disabled output has shape (0,).
 
     ``reference.cross_entropy_forward`` defines them.
     """
@@ -81,10 +82,10 @@ class RowOutputs(NamedTuple):
     softmax_stats: Tensor
 
 
-def wanted_outputs(
+def enabled_outputs(
     target: Tensor, class_weight: Tensor | None, with_entropy: bool
 ) -> tuple[bool, ...]:
-    """For each of :class:`RowOutputs`, whether such arguments want it."""
+    """For each field of :class:`RowOutputs`, whether the arguments enable it."""
     smooth, target_weight = class_weight is not None, target.is_floating_point()
     return (True, smooth, target_weight, True, with_entropy, with_entropy, True)
 
@@ -92,28 +93,28 @@ def wanted_outputs(
 def empty_row_outputs(
     logits: Tensor, target: Tensor, class_weight: Tensor | None, with_entropy: bool
 ) -> RowOutputs:
-    """Uninitialized outputs for such arguments."""
+    """Uninitialized outputs for the given arguments."""
     batch, device = logits.shape[:-1], logits.device
     shapes = {"softmax_stats": (*batch, 2)}
     dtypes = {"prediction": torch.int64}
-    wanted = wanted_outputs(target, class_weight, with_entropy)
+    enabled = enabled_outputs(target, class_weight, with_entropy)
     return RowOutputs(
         *(
             torch.empty(
-                shapes.get(name, batch) if is_wanted else (0,),
+                shapes.get(name, batch) if is_enabled else (0,),
                 dtype=dtypes.get(name, compute_dtype(logits.dtype)),
                 device=device,
             )
-            for name, is_wanted in zip(RowOutputs._fields, wanted, strict=True)
+            for name, is_enabled in zip(RowOutputs._fields, enabled, strict=True)
         )
     )
 
 
-def gradient_in_lse(
-    of_nll: Tensor, class_weight: Tensor | None, s: Tensor | None, z: Tensor | None, lse: Tensor
+def coefficient_a(
+    nll_part: Tensor, class_weight: Tensor | None, s: Tensor | None, z: Tensor | None, lse: Tensor
 ) -> Tensor:
-    """The coefficient ``a`` of a row's gradient: what its nll, smooth and z * lse**2 add up to."""
-    a = of_nll
+    """The coefficient ``a`` of a row's gradient: the gradient in lse of nll, smooth and z_loss."""
+    a = nll_part
     if class_weight is not None and s is not None:
         a = a + s * class_weight.sum()
     if z is not None:

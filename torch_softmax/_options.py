@@ -1,4 +1,4 @@
-"""The options of a cross-entropy, as they pass through the layers."""
+"""The options of a cross-entropy, shared by all layers."""
 
 from typing import Literal, NamedTuple
 

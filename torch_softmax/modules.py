@@ -1,7 +1,7 @@
-"""Module forms of :mod:`torch_softmax.functional`: they hold settings and do no mathematics.
+"""Module forms of :mod:`torch_softmax.functional`, which hold its options.
 
-They are PyTorch's own modules with another ``forward``, so that code which looks for those finds
-them, and their constructors take what PyTorch's take.
+They are subclasses of PyTorch's modules, so ``isinstance`` checks accept them, and their
+constructors take the arguments of PyTorch's.
 """
 
 from torch import Tensor, nn
@@ -10,14 +10,14 @@ from torch_softmax import functional
 
 
 class Softmax(nn.Softmax):
-    """Module form of :func:`torch_softmax.softmax`; ``dim`` is not guessed."""
+    """Module form of :func:`torch_softmax.softmax`; calling it with ``dim=None`` raises."""
 
     def forward(self, input: Tensor) -> Tensor:
         return functional.softmax(input, self.dim)  # type: ignore[arg-type]
 
 
 class LogSoftmax(nn.LogSoftmax):
-    """Module form of :func:`torch_softmax.log_softmax`; ``dim`` is not guessed."""
+    """Module form of :func:`torch_softmax.log_softmax`; calling it with ``dim=None`` raises."""
 
     def forward(self, input: Tensor) -> Tensor:
         return functional.log_softmax(input, self.dim)  # type: ignore[arg-type]
@@ -26,9 +26,9 @@ class LogSoftmax(nn.LogSoftmax):
 class CrossEntropyLoss(nn.CrossEntropyLoss):
     """Module form of :func:`torch_softmax.cross_entropy`.
 
-    ``weight`` is a buffer, so that ``.to(device)`` and ``state_dict`` carry it. ``size_average``
-    and ``reduce`` are PyTorch's deprecated names of ``reduction``, and warn as they do there.
-    ``denominator``, which changes from batch to batch, is an argument of the call.
+    ``weight`` is a buffer, so ``.to(device)`` moves it and ``state_dict`` contains it.
+    ``size_average`` and ``reduce`` are PyTorch's deprecated forms of ``reduction``, with PyTorch's
+    warning. ``denominator`` changes from batch to batch, so it is an argument of the call.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
         )
 
     def extra_repr(self) -> str:
-        """Settings, as ``repr`` shows them."""
+        """The options that ``repr`` shows."""
         return (
             f"ignore_index={self.ignore_index}, reduction={self.reduction!r}, "
             f"label_smoothing={self.label_smoothing}, z_loss={self.z_loss}, "

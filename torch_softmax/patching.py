@@ -1,4 +1,4 @@
-"""PyTorch's own names, made ours for the length of a ``with`` block."""
+"""Replace PyTorch's functions by those of this package inside a ``with`` block."""
 
 import threading
 from collections.abc import Iterator
@@ -14,11 +14,11 @@ from torch_softmax import functional, modules
 
 @contextmanager
 def patch() -> Iterator[None]:
-    """Make ``F.cross_entropy``, ``F.softmax``, ``F.log_softmax`` and ``nn.CrossEntropyLoss`` ours.
+    """Replace ``F.cross_entropy``, ``F.softmax``, ``F.log_softmax`` and ``nn.CrossEntropyLoss``.
 
-    They take what PyTorch's take, deprecated arguments too, and modules that exist already follow.
-    On the way out, by an exception too, what was there before returns. It holds for the process,
-    as any assignment to a module does: enter it before threads that train are started.
+    The replacements take all arguments of PyTorch's functions, deprecated ones too, and existing
+    modules call them. Leaving the block, also by an exception, restores PyTorch's functions. The
+    patch applies to the whole process: enter the block before starting threads that train.
 
     Yields:
         None.
@@ -37,7 +37,7 @@ def patch() -> Iterator[None]:
             _leave()
 
 
-# contexts may overlap, and be left in any order: the last one to be left restores PyTorch's
+# contexts may overlap and end in any order; the last one to end restores PyTorch's functions
 _LOCK = threading.Lock()
 _originals: list[tuple[Any, str, Any]] = []
 _depth = 0

@@ -1,10 +1,10 @@
 """Every operator in plain differentiable PyTorch: its definition, and the oracle of the tests.
 
-It is also the form of a loss that no ``autograd.Function`` carries: under torch.func, in forward
-mode, for second derivatives and in exported programs. The class axis is the last one; every other
-axis is batch. Sums are in float32, in float64 for float64. The notation is that of the kernels: a
-row's ``softmax_stats`` hold its largest logit and log(sum(exp(logits - largest))), two numbers
-whose sum is the log-sum-exp, ``lse``.
+The public functions call it where an ``autograd.Function`` does not work: under torch.func, in
+forward mode, for second derivatives and in exported programs. The class axis is the last one; every
+other axis is batch. Sums are in float32, in float64 for float64. The notation is that of the
+kernels: ``softmax_stats`` of a row are row_max, its largest logit, and log_sum_exp =
+log(sum(exp(logits - row_max))); their sum is the log-sum-exp, ``lse``.
 """
 
 import math
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy as _torch_cross_entropy
 
-from torch_softmax._layout import RowOutputs, compute_dtype, gradient_in_lse
+from torch_softmax._layout import RowOutputs, coefficient_a, compute_dtype
 from torch_softmax._options import LossOptions, Reduction
 
 
@@ -43,7 +43,7 @@ def log_softmax_backward(dy: Tensor, y: Tensor, dim: int, dtype: torch.dtype) ->
 
 
 def apply_softcap(logits: Tensor, logit_scale: float, softcap: float | None) -> Tensor:
-    """softcap * tanh(logit_scale * logits / softcap), or logit_scale * logits without."""
+    """softcap * tanh(logit_scale * logits / softcap), or logit_scale * logits without softcap."""
     x = _widened(logits, logits.dtype)
     x = x if logit_scale == 1 else x * logit_scale
     return x if softcap is None else softcap * torch.tanh(x / softcap)
@@ -53,7 +53,7 @@ def softcap_grad(logits: Tensor, logit_scale: float, softcap: float | None) -> T
     """Derivative of :func:`apply_softcap`."""
     if softcap is None:
         return logit_scale
-    # 1 - y**2 as a product: the square would be rounded, which near 1 is much of the difference
+    # 1 - y**2 as a product: near 1 the difference would cancel to the rounding error of the square
     y = torch.tanh(apply_softcap(logits, logit_scale, None) / softcap)
     return (1 - y) * (1 + y) * logit_scale
 
@@ -73,7 +73,7 @@ def cross_entropy_forward(
         w the class weights or 1; ``smooth`` = sum(class_weight * (lse - logits));
         ``target_weight`` = sum(w * target), the gradient of nll in lse; ``lse``; ``entropy`` of
         softmax(logits); ``prediction``, the first index of the largest logit; and
-        ``softmax_stats``. What is not asked for is empty: ``smooth`` without ``class_weight``,
+        ``softmax_stats``. Disabled outputs are empty: ``smooth`` without ``class_weight``,
         ``target_weight`` for class indices, ``entropy`` and ``prediction`` unless ``with_entropy``.
     """
     x = apply_softcap(logits, logit_scale, softcap)
@@ -91,7 +91,7 @@ def cross_entropy_forward(
     else:
         nll = _cost_of_target(cost, target)
     if with_entropy:
-        # log_sum_exp apart from the sum: its rounding would count once for every class
+        # log_sum_exp outside the sum: inside, its rounding error would count once per class
         entropy = log_sum_exp + weighted_sum(cost.neg().exp(), row_max.unsqueeze(-1) - x)
         prediction = x.detach().argmax(-1)
     lse = row_max + log_sum_exp
@@ -112,14 +112,14 @@ def cross_entropy_backward(
 ) -> Tensor:
     """dlogits = (a - e * log(p)) * p - b * w * target - s * class_weight, times softcap_grad.
 
-    ``target`` counts as one-hot if it holds indices, and then w = 1. A row whose ``a`` is 0 has no
-    gradient through p, whatever NaN it holds.
+    If ``target`` holds class indices, their one-hot takes its place and w = 1. A row whose ``a`` is
+    0 has no gradient through p, even if its logits are NaN.
     """
     x = apply_softcap(logits, logit_scale, softcap)
     log_p = (x - softmax_stats[..., :1]) - softmax_stats[..., 1:]
     weight = a.unsqueeze(-1)
     if e is not None:
-        # p = 0 counts as 0, whatever its logarithm
+        # a class with p = 0 contributes 0, although its logarithm is -inf
         weight = weight - e.unsqueeze(-1) * log_p.masked_fill(log_p == -torch.inf, 0)
     p = log_p.exp()
     dx = weight * p.masked_fill((weight == 0) & p.isnan(), 0)
@@ -137,7 +137,7 @@ def cross_entropy_backward(
 
 
 class LossTerms(NamedTuple):
-    """What the options make of the numbers of a row.
+    """The loss as a function of the row outputs, determined by the options.
 
     The loss of a row is ``nll_factor * row_weight * nll + smooth_factor * smooth + z_loss *
     lse**2``, without ``row_weight`` where that is None, and 0 for a row in the mask ``ignored``. A
@@ -159,7 +159,7 @@ class LossTerms(NamedTuple):
         if self.smooth_factor > 0:
             loss = self.nll_factor * loss + self.smooth_factor * rows.smooth
         if self.z_loss > 0:
-            # ignored before it is squared: the derivative of a NaN's square is NaN, not 0
+            # masked before the square: the derivative of a NaN's square is NaN, not 0
             lse = lse if self.ignored is None else lse.masked_fill(self.ignored, 0)
             loss = loss + self.z_loss * lse.square()
         return loss if self.ignored is None else loss.masked_fill(self.ignored, 0)
@@ -177,24 +177,24 @@ class LossTerms(NamedTuple):
         if self.denominator is not None:
             scale = scale / self.denominator
         if self.ignored is not None:
-            # last, as the mean of no row divides by 0, and an ignored row has no gradient
+            # after the division: the mean of no row divides by 0, and ignored rows have gradient 0
             scale = scale.masked_fill(self.ignored, 0)
         b = scale if self.row_weight is None else scale * self.row_weight
         b = b * self.nll_factor
         s = scale * self.smooth_factor if self.smooth_factor > 0 else None
         z = scale * self.z_loss if self.z_loss > 0 else None
-        of_nll = b * rows.target_weight if rows.target_weight.numel() else b
-        return gradient_in_lse(of_nll, class_weight, s, z, rows.lse), b, s
+        nll_part = b * rows.target_weight if rows.target_weight.numel() else b
+        return coefficient_a(nll_part, class_weight, s, z, rows.lse), b, s
 
 
-def fold_options(
+def loss_terms(
     logits: Tensor,
     target: Tensor,
     weight: Tensor | None,
     denominator: Tensor | None,
     options: LossOptions,
 ) -> tuple[Tensor, Tensor | None, LossTerms]:
-    """Target and class weights as the row operators take them, and what the options mean."""
+    """Target and class weights as ``cross_entropy_forward`` takes them, and the loss terms."""
     n_classes, dtype = logits.shape[-1], compute_dtype(logits.dtype)
     smoothing = options.label_smoothing
     weight = None if weight is None else weight.to(dtype)
@@ -202,12 +202,12 @@ def fold_options(
     if target.is_floating_point():
         class_weight = weight
     else:
-        # int64 before the comparison: ignore_index may not exist in a narrower type, and would wrap
+        # int64 before the comparison: ignore_index would wrap around in a narrower type
         target = target.long()
         ignored = target == options.ignore_index
         target = target.masked_fill(ignored, 0)
         if weight is not None:
-            # a target that is not a class must not be looked up; its row becomes NaN by its nll
+            # clamp invalid targets to a safe index; the nll of their rows is NaN
             row_weight = weight[target.clamp(0, n_classes - 1)]
     if smoothing > 0 and class_weight is None:
         class_weight = logits.new_ones(n_classes, dtype=dtype) if weight is None else weight
@@ -225,9 +225,9 @@ def fold_options(
 
 
 def _mean_denominator(logits: Tensor, row_weight: Tensor | None, ignored: Tensor | None) -> Tensor:
-    """What the mean divides by; it stays on the device: reading it would stop the stream."""
+    """The denominator of the mean, as a tensor: reading its value would stop the stream."""
     if ignored is None:
-        # a product, since Size.numel() makes symbolic sizes constant
+        # math.prod, because Size.numel() specializes symbolic sizes
         return torch.full((), math.prod(logits.shape[:-1]), device=logits.device)
     if row_weight is None:
         return (~ignored).sum()
@@ -244,9 +244,9 @@ def compose_loss(
     dtype: torch.dtype,
     *row_options: Any,
 ) -> tuple[Tensor, RowOutputs]:
-    """The loss as a function of what ``row_forward`` computes of each row, and these numbers.
+    """The loss computed from the row outputs of ``row_forward``, and these outputs.
 
-    ``row_forward`` is :func:`cross_entropy_forward`, or a faster form of it.
+    ``row_forward`` is :func:`cross_entropy_forward` or a faster implementation.
     """
     target, class_weight, terms = fold_options(logits, target, weight, denominator, options)
     arguments = (target, class_weight, options.logit_scale, options.softcap)
@@ -265,9 +265,9 @@ def compose_loss(
 
 
 def is_torch_loss(target: Tensor, denominator: Tensor | None, options: LossOptions) -> bool:
-    """Whether ``torch.nn.functional.cross_entropy`` defines the loss.
+    """Whether ``torch.nn.functional.cross_entropy`` can compute the loss.
 
-    A target that is not a class makes it end a CUDA program, so that class indices are on the CPU.
+    An invalid class index aborts a CUDA program there, so class indices must be on the CPU.
     """
     is_safe = target.device.type == "cpu" or target.is_floating_point()
     return is_safe and denominator is None and options[3:] == (0, None, 1)
@@ -280,7 +280,7 @@ def torch_loss(
     options: LossOptions,
     dtype: torch.dtype,
 ) -> Tensor:
-    """The loss by PyTorch's own function, for compositions of transforms that only it survives.
+    """The loss by PyTorch's own function, which supports all compositions of transforms.
 
     torch.compile of nested forward mode fails at the product of a number and a tensor (torch 2.14).
     What is better here than in PyTorch stays: an ignored row has no gradient, whatever NaN it
@@ -335,9 +335,9 @@ def cross_entropy_loss(
     dtype: torch.dtype,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The sum or mean of the losses of all rows, and its gradient in the logits or an empty one."""
+    """The sum or mean of the losses of all rows, and its gradient, empty unless with_gradient."""
     options = LossOptions(ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale)
-    target, class_weight, terms = fold_options(logits, target, weight, denominator, options)
+    target, class_weight, terms = loss_terms(logits, target, weight, denominator, options)
     rows = cross_entropy_forward(logits, target, class_weight, logit_scale, softcap)
     loss = terms.reduced_loss(rows).to(dtype)
     if not with_gradient:
@@ -354,7 +354,7 @@ def _widened(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _softmax_stats(x: Tensor) -> Tensor:
-    """Largest value of each row, or 0 for a row of -inf, as -inf - -inf is NaN; and the rest."""
+    """row_max and log_sum_exp; row_max is 0 for a row of -inf, because -inf - -inf is NaN."""
     if x.shape[-1] == 0:
         return torch.stack([x.sum(-1), x.sum(-1).log()], -1)
     row_max = x.detach().amax(-1, keepdim=True)
@@ -368,16 +368,16 @@ def _log_probabilities(x: Tensor) -> Tensor:
 
 
 def _cost_of_target(cost: Tensor, target: Tensor) -> Tensor:
-    """``cost`` at the target; where that is not a class, IndexError on the CPU, NaN elsewhere."""
+    """``cost`` at the target; an invalid target raises IndexError on the CPU, else gives NaN."""
     if cost.device.type == "cpu":
         return cost.gather(-1, target.unsqueeze(-1)).squeeze(-1)
-    # a gather outside the row would end every later call of a CUDA program
+    # a gather outside the row would make every later CUDA call of the process fail
     is_class = (target >= 0) & (target < cost.shape[-1])
     nll = cost.gather(-1, target.masked_fill(~is_class, 0).unsqueeze(-1)).squeeze(-1)
     return nll.masked_fill(~is_class, torch.nan)
 
 
 def weighted_sum(weight: Tensor, cost: Tensor) -> Tensor:
-    """sum(weight * cost), where no weight means no cost, even an infinite one: 0 * inf is NaN."""
+    """sum(weight * cost), with 0 for weight 0 and infinite cost, where 0 * inf is NaN."""
     no_cost = (weight == 0) & (cost == torch.inf)
     return (weight * cost.masked_fill(no_cost, torch.finfo(cost.dtype).max)).sum(-1)

@@ -1,4 +1,4 @@
-"""Device functions of one number: exponentials, logarithms and the softcap, exact to rounding."""
+"""Elementwise device functions: exponential, logarithm, tanh and the softcap."""
 
 from typing import NamedTuple
 
@@ -33,7 +33,7 @@ def softcap_grad(x, SOFTCAP: tl.constexpr):
     """Derivative of softcap at ``x``."""
     grad = tl.full((), SOFTCAP.scale, x.dtype)
     if SOFTCAP.cap is not None:
-        # 1 - tanh**2 without the difference, which cancels near 1
+        # 1 - tanh**2 cancels near 1; this form does not
         decay = exp(-2.0 * tl.abs(x * SOFTCAP.scale / SOFTCAP.cap))
         grad = grad * (4.0 * decay / ((1.0 + decay) * (1.0 + decay)))
     return grad
@@ -41,10 +41,10 @@ def softcap_grad(x, SOFTCAP: tl.constexpr):
 
 @triton.jit
 def exp(x):
-    """exp(x), off by the rounding of x * log2(e) alone: 6e-8 for every 1 in x.
+    """exp(x); in float32 the rounding of x * log2(e) gives a relative error of 6e-8 * abs(x).
 
-    Subnormal float32 results are 0, as the GPU's instruction has it; ``tl.exp`` spends four more
-    instructions on them.
+    The GPU's instruction flushes subnormal float32 results to 0; ``tl.exp`` spends four more
+    instructions to keep them.
     """
     return tl.exp2(x * 1.4426950408889634) if x.dtype == tl.float32 else tl.exp(x)
 
@@ -63,9 +63,9 @@ def exact_exp(x):
 
 @triton.jit
 def log(x):
-    """The logarithm of numbers that are not subnormal, exact to rounding.
+    """log(x), exact to rounding; x must not be subnormal.
 
-    On NVIDIA GPUs ``tl.log`` of float32 is off by 2e-7 for every factor of 2 in x.
+    On NVIDIA GPUs the error of ``tl.log`` in float32 grows by 2e-7 for every factor of 2 in x.
     """
     y = tl.log(x)
     if x.dtype == tl.float32:
@@ -78,14 +78,14 @@ def log(x):
         zz = z * z
         series = zz * (1 / 3 + zz * (1 / 5 + zz * (1 / 7 + zz * (1 / 9))))
         exact = exponent.to(tl.float32) * 0.6931471805599453 + (2.0 * z + 2.0 * z * series)
-        # 0, infinity and NaN have no such form
+        # the series does not hold for 0, infinity and NaN
         y = tl.where((x > 0.0) & (x < float("inf")), exact, y)
     return y
 
 
 @triton.jit
 def tanh(x):
-    """The hyperbolic tangent, exact to rounding; Triton's own does not run in its interpreter."""
+    """tanh(x), exact to rounding; Triton's own function does not run in the interpreter."""
     decay = exp(-2.0 * tl.abs(x))
     size = (1.0 - decay) / (1.0 + decay)
     y = tl.where(x < 0.0, -size, size)

@@ -1,15 +1,15 @@
 """Cross-entropy of rows of logits, and its gradient, with coefficients per row.
 
 Notation, along a row: row_max is the largest logit, log_sum_exp = log(sum(exp(logits - row_max))),
-and lse = row_max + log_sum_exp. The kernels keep the first two apart, as ``softmax_stats``: their
-rounded sum would lose the small one, and logits near 10,000 would leave a float32 loss three
-correct digits. q is the one-hot of the row's target, or its probabilities; w are the class weights
-or 1, and 1 for class indices.
+and lse = row_max + log_sum_exp. The kernels store row_max and log_sum_exp separately, as
+``softmax_stats``: their rounded sum loses the smaller one, and with logits near 10,000 a float32
+loss would keep three correct digits. q is the one-hot of the row's target, or its probabilities; w
+are the class weights or 1, and 1 for class indices.
 
 A row has two losses, nll = sum(w * q * (lse - logits)) and, for label smoothing, smooth =
 sum(class_weight * (lse - logits)), and two statistics, lse and entropy. A class of weight or
-probability 0 costs 0, whatever its logit. Every option of a cross-entropy is a function of these
-four, so the gradient with p = softmax(logits) and coefficients per row is always
+probability 0 has loss 0, whatever its logit. The options of a cross-entropy are functions of these
+four numbers, so with p = softmax(logits) and coefficients per row the gradient always has the form
 
     dlogits = ((a - e * log(p)) * p - b * w * q - s * class_weight) * softcap_grad(logits)
 
@@ -52,7 +52,7 @@ from .tiles import MIN_SHARED_ROWS, column_tile, load_tile, row_block, store_til
 
 
 class RowOutputPointers(NamedTuple):
-    """What the forward kernel stores for each row."""
+    """Outputs of the forward kernel with one entry per row."""
 
     nll: Any
     smooth: Any
@@ -64,7 +64,7 @@ class RowOutputPointers(NamedTuple):
 
 
 class RowInputPointers(NamedTuple):
-    """What the backward kernel loads for each row."""
+    """Inputs of the backward kernel with one entry per row."""
 
     softmax_stats: Any
     a: Any
@@ -150,7 +150,7 @@ def cross_entropy_backward_kernel(
     b = tl.load(row_inputs.b + index, mask=rows.exist, other=0.0)
     targets = load_targets(target, None, rows, n_cols, None, dtype)
     a = tl.where(targets.is_class | (b == 0.0), a, float("nan"))
-    # a row without a gradient through p is not read: not even a NaN in it has a gradient
+    # a row without a gradient through p is not read, so a NaN in it has gradient 0
     is_needed = rows.exist & (a != 0.0)
     if row_inputs.e is not None:
         is_needed = rows.exist
@@ -180,7 +180,7 @@ def cross_entropy_backward_kernel(
 
 @triton.jit
 def load_log_probabilities(softmax_stats_ptr, index, x, is_needed):
-    """log(p) of a tile, from the statistics of its rows."""
+    """log(p) of a tile, computed from the softmax_stats of its rows."""
     row_max = tl.load(softmax_stats_ptr + 2 * index, mask=is_needed, other=0.0)
     log_sum_exp = tl.load(softmax_stats_ptr + 2 * index + 1, mask=is_needed, other=0.0)
     return (x - row_max[:, None]) - log_sum_exp[:, None]

@@ -17,7 +17,7 @@ The default denominator of class indices is the sum of their weights. ``weight_s
 first, so the loss kernels write an already normalized gradient; a single program that has all rows
 needs no other kernel. ``cross_entropy_loss_kernel`` holds
 whole rows in a tile and reads them once; ``cross_entropy_loss_online_kernel`` reads longer rows
-twice, and finds part of them in the L2 cache the second time.
+twice, the second time partly from the L2 cache.
 
 Programs exchange partial sums in memory. Kernels on one stream run in order, so plain stores
 publish the partial sums of weights; a counter with acquire and release semantics, whose initial
@@ -107,13 +107,13 @@ def cross_entropy_loss_kernel(
     needed_rows = targets.is_counted if skips_rows else None
     x = load_logits(logits, tile, True, dtype, TILE, SOFTCAP, None, needed_rows)
     if not skips_rows:
-        # an ignored row costs nothing, whatever NaN it holds
+        # an ignored row has loss 0 and gradient 0, even if its logits are NaN
         x = tl.where(targets.is_counted[:, None], x, -float("inf"))
     weights = load_class_weights(target, class_weight_ptr, tile, n_cols, TILE, dtype)
     denominator_value = load_denominator(denominator, targets, dtype)
 
     stats, exp_x = tile_row_stats(x, target, targets, softcap(target_logits, SOFTCAP), weights)
-    losses, coefficients = fold_options(stats, targets, denominator_value, loss_options, n_cols)
+    losses, coefficients = apply_options(stats, targets, denominator_value, loss_options, n_cols)
     if dlogits is not None:
         gradient = coefficients.a[:, None] * exp_x
         gradient = subtract_class_gradient(gradient, target, weights, coefficients, HAS_SMOOTHING)
@@ -126,7 +126,7 @@ def cross_entropy_loss_kernel(
         target_value = target_gradient(
             targets, target_logits, stats.softmax.row_max, coefficients, SOFTCAP, HAS_SMOOTHING
         )
-        # in place, every thread reads before one writes
+        # in place: all threads must have read their logits before any thread writes
         tl.debug_barrier()
         store_tile(dlogits, tile, gradient * softcap_grad(x, SOFTCAP), TILE)
         if IS_INDEX and not TILE.packed:
@@ -169,8 +169,8 @@ def cross_entropy_loss_online_kernel(
         weights = load_class_weights(target, class_weight_ptr, tile, n_cols, TILE, dtype)
         sums = update_row_sums(sums, as_partials(x, N_PARTIALS), target, weights, HAS_SMOOTHING)
     stats = combine_row_sums(sums, target, targets, softcap(target_logits, SOFTCAP))
-    losses, coefficients = fold_options(stats, targets, denominator_value, loss_options, n_cols)
-    # before the gradient, which needs the registers
+    losses, coefficients = apply_options(stats, targets, denominator_value, loss_options, n_cols)
+    # reduce first: the gradient needs the registers
     reduce_loss(losses, denominator_value, loss)
 
     if dlogits is not None:
@@ -178,10 +178,10 @@ def cross_entropy_loss_online_kernel(
         target_value = target_gradient(
             targets, target_logits, stats.softmax.row_max, coefficients, SOFTCAP, HAS_SMOOTHING
         )
-        # in place, every thread reads before one writes
+        # in place: all threads must have read their logits before any thread writes
         tl.debug_barrier()
         n_blocks = tl.cdiv(n_cols + TILE.vec_size - 1, TILE.cols)
-        # backwards: the L2 cache most likely still holds what was read last
+        # in reverse order: the L2 cache most likely still holds the blocks read last
         for block in range(n_blocks):
             tile = column_tile((n_blocks - 1 - block) * TILE.cols, rows, n_cols, TILE)
             x = load_tile(logits, tile, TILE, "evict_first", needed_rows).to(dtype)

@@ -1,6 +1,6 @@
-"""Device functions that turn the sums of rows into one loss and the coefficients of its gradient.
+"""Device functions of the loss epilogue: row statistics to loss and gradient coefficients.
 
-The notation is that of the kernels of ``cross_entropy_loss``.
+The notation is that of ``cross_entropy_loss``.
 """
 
 from typing import Any, NamedTuple
@@ -11,9 +11,9 @@ import triton.language as tl
 from .online_softmax import cost_to_lse
 from .tiling import MAX_WEIGHT_PARTIALS
 
-# partial losses that the last program adds at a time
+# partial losses per step of the last program
 LOSS_BLOCK = tl.constexpr(1024)
-# a block that holds the partial sums of weights
+# a block that holds all partial sums of weights
 WEIGHT_BLOCK = tl.constexpr(MAX_WEIGHT_PARTIALS)
 
 
@@ -25,7 +25,7 @@ class FloatPair(NamedTuple):
 
 
 class LossOptions(NamedTuple):
-    """Options of a loss; a smoothing or z_loss of None costs nothing at run time."""
+    """Options of a loss; None disables label smoothing or z_loss at compile time."""
 
     ignore_index: int
     label_smoothing: FloatPair | None
@@ -82,13 +82,13 @@ def from_pair(pair, dtype: tl.constexpr):
 
 
 @triton.jit
-def fold_options(stats, targets, denominator, loss_options, n_cols):
-    """Each row's loss before the division, and its coefficients; 0 where it does not count.
+def apply_options(stats, targets, denominator, loss_options, n_cols):
+    """Each row's loss before the division, and its coefficients; 0 for rows that are not counted.
 
-    The coefficient ``a`` is already divided by sum_exp: it is a factor of exp(x - row_max).
+    The coefficient ``a`` is already divided by sum_exp, because it multiplies exp(x - row_max).
     """
     is_counted = targets.is_counted
-    # even with a denominator of 0, rows that do not count have a gradient of 0
+    # rows that are not counted have gradient 0, even if the denominator is 0
     scale = tl.where(is_counted, 1.0 / denominator, 0.0)
     losses = cost_to_lse(stats.target, stats.softmax)
     b = scale

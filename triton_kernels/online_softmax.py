@@ -4,9 +4,9 @@ Online softmax reads a row block by block and keeps the largest logit so far and
 it; a larger logit rescales the sums (Milakov and Gimelshein, "Online normalizer calculation for
 softmax", 2018).
 
-Threads need not synchronize while blocks are read: a block is three axes here, (row, partial,
-element). Each partial, the elements that one thread holds, keeps a maximum and sums of its own, and
-the partials of a row are combined after its last block.
+A block has three axes here, (row, partial, element). A partial is the elements that one thread
+holds. Each partial has its own maximum and sums, so threads do not synchronize while blocks are
+read; the partials of a row are combined after its last block.
 """
 
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ class SoftmaxPartials(NamedTuple):
 
 
 class SoftmaxStats(NamedTuple):
-    """Of each row max(x), finite, sum(exp(x - row_max)), and the logarithm of that sum."""
+    """For each row: max(x), made finite, sum(exp(x - row_max)), and the logarithm of that sum."""
 
     row_max: Any
     sum_exp: Any
@@ -41,7 +41,7 @@ class Cost(NamedTuple):
 
 
 class RowSums(NamedTuple):
-    """The sums of each partial: of its softmax, and costs of the target and of the smoothing."""
+    """Sums of each partial: softmax, cost of the target, cost of label smoothing."""
 
     softmax: SoftmaxPartials
     target: Cost
@@ -49,7 +49,7 @@ class RowSums(NamedTuple):
 
 
 class RowStats(NamedTuple):
-    """The same of each row."""
+    """Statistics of each row: softmax, cost of the target, cost of label smoothing."""
 
     softmax: SoftmaxStats
     target: Cost
@@ -67,9 +67,9 @@ def load_logits(
     EVICTION: tl.constexpr = None,
     needed_rows=None,
 ):
-    """Logits after the softcap, -inf beside a row: exp(-inf) adds 0 to a sum.
+    """Logits after the softcap, -inf outside a row, because exp(-inf) adds 0 to a sum.
 
-    ``is_edge`` is False for a tile that lies completely inside its rows and needs no comparison.
+    ``is_edge`` is False for a tile whose columns are all inside their rows, which needs no mask.
     """
     x = load_tile(logits, tile, TILE, EVICTION, needed_rows, OTHER=-float("inf")).to(dtype)
     changes_infinity: tl.constexpr = SOFTCAP is not None and (
@@ -77,7 +77,7 @@ def load_logits(
     )
     if SOFTCAP is not None:
         x = softcap(x, SOFTCAP)
-    # vectors hold elements beside a row, and some softcaps change the -inf of a mask
+    # vectors contain elements outside a row, and some softcaps change the -inf of masked elements
     if TILE.unaligned_rows or TILE.packed or changes_infinity:  # noqa: SIM102, constants alone
         if is_edge:
             x = tl.where(tile.in_row, x, -float("inf"))
@@ -98,13 +98,13 @@ def finite_max(row_max):
 
 @triton.jit
 def zero_partials(ROWS: tl.constexpr, N_PARTIALS: tl.constexpr, dtype: tl.constexpr):
-    """A sum of no element for each partial."""
+    """The empty sum of each partial."""
     return tl.zeros((ROWS, N_PARTIALS), dtype)
 
 
 @triton.jit
 def empty_partials(ROWS: tl.constexpr, N_PARTIALS: tl.constexpr, dtype: tl.constexpr):
-    """SoftmaxPartials of no element."""
+    """SoftmaxPartials of an empty row."""
     zeros = zero_partials(ROWS, N_PARTIALS, dtype)
     return SoftmaxPartials(zeros - float("inf"), zeros)
 
@@ -130,7 +130,7 @@ def combine_partials(partials):
 
 @triton.jit
 def costs_of(weight, x, row_max):
-    """weight * (row_max - x); a class of weight 0 costs 0, even at -inf, where 0 * inf is NaN."""
+    """weight * (row_max - x), and 0 for weight 0 even if x is -inf, where 0 * inf is NaN."""
     return tl.where(weight != 0.0, weight * (row_max - x), 0.0)
 
 
@@ -139,28 +139,28 @@ def update_cost(sums, weight, x, old_max, new_max):
     """Add a block to the cost of each partial, relative to its new maximum."""
     reference = finite_max(new_max)
     block_cost = tl.sum(costs_of(weight, x, reference[:, :, None]), axis=2)
-    moved = sums.cost + (reference - finite_max(old_max)) * sums.weight
-    return Cost(moved + block_cost, sums.weight + tl.sum(weight, axis=2))
+    rebased = sums.cost + (reference - finite_max(old_max)) * sums.weight
+    return Cost(rebased + block_cost, sums.weight + tl.sum(weight, axis=2))
 
 
 @triton.jit
 def combine_cost(sums, partials, row_max):
     """Cost of each row from those of its partials."""
-    moved = sums.cost + (row_max[:, None] - finite_max(partials.row_max)) * sums.weight
-    return Cost(tl.sum(moved, axis=1), tl.sum(sums.weight, axis=1))
+    rebased = sums.cost + (row_max[:, None] - finite_max(partials.row_max)) * sums.weight
+    return Cost(tl.sum(rebased, axis=1), tl.sum(sums.weight, axis=1))
 
 
 @triton.jit
 def tile_cost(weight, x, row_max):
-    """Cost of each row from a tile that holds it."""
+    """Cost of each row from a tile that holds whole rows."""
     cost = tl.sum(costs_of(weight, x, row_max[:, None]), axis=1)
-    # a row of weights may serve all rows
+    # weight may have shape (1, cols), which broadcasts over the rows
     return Cost(cost, tl.zeros_like(cost) + tl.sum(weight, axis=1))
 
 
 @triton.jit
 def index_cost(targets, target_logits, row_max):
-    """Cost of each row's class alone."""
+    """Cost of each row for a class index."""
     return Cost(targets.weight * (row_max - target_logits), targets.weight)
 
 
@@ -172,7 +172,7 @@ def cost_to_lse(cost, softmax):
 
 @triton.jit
 def empty_row_sums(ROWS: tl.constexpr, N_PARTIALS: tl.constexpr, dtype: tl.constexpr):
-    """RowSums of no element."""
+    """RowSums of empty rows."""
     zeros = zero_partials(ROWS, N_PARTIALS, dtype)
     empty = Cost(zeros, zeros)
     return RowSums(empty_partials(ROWS, N_PARTIALS, dtype), empty, empty)
@@ -223,15 +223,15 @@ def tile_row_stats(x, target, targets, target_logits, weights):
 
 @triton.jit
 def update_entropy(product, x, old, new):
-    """Add a block to sum(exp(x - maximum) * (x - maximum)), which the entropy consists of."""
+    """Add a block to sum(exp(x - maximum) * (x - maximum)), from which the entropy follows."""
     reference = finite_max(new.row_max)
     exp_x = exp(x - reference[:, :, None])
     block_product = tl.where(exp_x > 0.0, exp_x * (x - reference[:, :, None]), 0.0)
-    return move_entropy(product, old, reference) + tl.sum(block_product, axis=2)
+    return rebase_entropy(product, old, reference) + tl.sum(block_product, axis=2)
 
 
 @triton.jit
-def move_entropy(product, partials, reference):
+def rebase_entropy(product, partials, reference):
     """sum(exp(x - reference) * (x - reference)) from the same sum relative to the maximum."""
     distance = finite_max(partials.row_max) - reference
     return exp(partials.row_max - reference) * (product + distance * partials.sum_exp)
@@ -240,7 +240,7 @@ def move_entropy(product, partials, reference):
 @triton.jit
 def combine_entropy(product, partials, softmax):
     """Entropy of each row's softmax: log_sum_exp - sum(p * (x - row_max))."""
-    product = tl.sum(move_entropy(product, partials, softmax.row_max[:, None]), axis=1)
+    product = tl.sum(rebase_entropy(product, partials, softmax.row_max[:, None]), axis=1)
     return softmax.log_sum_exp - product / softmax.sum_exp
 
 

@@ -1,4 +1,4 @@
-"""The factor of a gradient that was formed before its factor was known."""
+"""In-place scaling of a gradient that was computed before its factor was known."""
 
 import triton
 import triton.language as tl
@@ -16,7 +16,7 @@ def scale_kernel(
     n_blocks,
     TILE: tl.constexpr,
 ):
-    """x *= factor; nothing is read where the factor is 1, as it is for most losses.
+    """x *= factor; the kernel exits without reading x if the factor is 1, as for most losses.
 
     A small grid loops over ``n_blocks`` blocks, so the exit is nearly free.
     """

@@ -1,9 +1,9 @@
 """Softmax and log-softmax of rows, and their gradients.
 
 Notation: p = exp(x - row_max) / sum_exp along a row, with row_max its largest value and sum_exp the
-sum of exp(x - row_max). One program owns TILE.rows rows. The kernels of whole rows hold them in one
-tile (TILE.cols >= n_cols) and read them once; the online kernels read longer rows twice, and find
-part of them in the L2 cache the second time. Arithmetic is in COMPUTE_DTYPE whatever is stored.
+sum of exp(x - row_max). One program owns TILE.rows rows. The single-pass kernels hold whole rows in
+one tile (TILE.cols >= n_cols) and read them once; the online kernels read longer rows twice, the
+second time partly from the L2 cache. Arithmetic is in COMPUTE_DTYPE, whatever the storage dtype.
 With LOG the operator is log-softmax: y = log(p).
 """
 
@@ -68,7 +68,7 @@ def softmax_forward_online_kernel(
     row_max = stats.row_max[:, None]
     log_sum_exp = stats.log_sum_exp[:, None]
     factor = (1.0 / stats.sum_exp)[:, None]
-    # backwards: the L2 cache most likely still holds what was read last
+    # in reverse order: the L2 cache most likely still holds the blocks read last
     n_blocks = tl.cdiv(n_cols + TILE.vec_size - 1, TILE.cols)
     for block in range(n_blocks):
         tile = column_tile((n_blocks - 1 - block) * TILE.cols, rows, n_cols, TILE)
@@ -126,7 +126,7 @@ def softmax_backward_online_kernel(
         partials += tl.sum(as_partials(summand, N_PARTIALS), axis=2)
 
     total = tl.sum(partials, axis=1)[:, None]
-    # backwards: the L2 cache most likely still holds what was read last
+    # in reverse order: the L2 cache most likely still holds the blocks read last
     n_blocks = tl.cdiv(n_cols + TILE.vec_size - 1, TILE.cols)
     for block in range(n_blocks):
         tile = column_tile((n_blocks - 1 - block) * TILE.cols, rows, n_cols, TILE)

@@ -1,7 +1,7 @@
 """Device functions of targets: a class index per row, or a probability per class.
 
-The element type of ``target.ptr`` says at compile time which of the two a kernel has. q is the
-one-hot of the index, or the probabilities.
+The element type of ``target.ptr`` selects one of the two at compile time. q is the one-hot of the
+index, or the probabilities.
 """
 
 from typing import Any, NamedTuple
@@ -14,9 +14,9 @@ from .tiles import load_classes, load_tile
 
 
 class Targets(NamedTuple):
-    """Of each row its class, whether the row counts, whether the class exists, and its weight.
+    """For each row: class index, whether the row is counted, whether the index is valid, weight.
 
-    Every row of probabilities counts and has a weight of 1; its class means nothing.
+    With probabilities all rows are counted and have weight 1, and ``index`` is unused.
     """
 
     index: Any
@@ -26,7 +26,7 @@ class Targets(NamedTuple):
 
 
 class ClassWeights(NamedTuple):
-    """Weights of a tile's classes, 0 beside a row: class_weight * probability, and class_weight."""
+    """Weights of a tile's classes, 0 outside a row: class_weight * probability, class_weight."""
 
     target: Any
     smooth: Any
@@ -34,7 +34,7 @@ class ClassWeights(NamedTuple):
 
 @triton.jit
 def load_targets(target, class_weight_ptr, rows, n_cols, ignore_index, dtype: tl.constexpr):
-    """Targets of a program's rows; without an ``ignore_index`` every row counts."""
+    """Targets of a program's rows; with ``ignore_index`` None all rows are counted."""
     if target.ptr.dtype.element_ty.is_floating():
         one = tl.where(rows.exist, 1.0, 0.0).to(dtype)
         targets = Targets(rows.index, rows.exist, rows.exist, one)
@@ -59,10 +59,10 @@ def target_offsets(matrix, rows, targets):
 
 @triton.jit
 def load_target_logits(logits, target, rows, targets, dtype: tl.constexpr):
-    """The logit of each row's class, NaN where there is no such class."""
+    """The logit at each row's target, NaN where the index is not a class."""
     x = targets.weight
     if not target.ptr.dtype.element_ty.is_floating():
-        # one more load of a cached element instead of a search through the tile
+        # a second load of a cached element is cheaper than a search through the tile
         ptrs = logits.ptr + target_offsets(logits, rows, targets)
         x = tl.load(ptrs, mask=targets.is_class, other=float("nan")).to(dtype)
     return x
@@ -70,7 +70,7 @@ def load_target_logits(logits, target, rows, targets, dtype: tl.constexpr):
 
 @triton.jit
 def class_weight_at(class_weight_ptr, index, is_counted, n_cols, dtype: tl.constexpr):
-    """The weight of each row's class, 0 where the row does not count."""
+    """The weight of each row's class, 0 where the row is not counted."""
     if class_weight_ptr is None:
         weight = tl.where(is_counted, 1.0, 0.0).to(dtype)
     else:
@@ -84,7 +84,7 @@ def class_weight_at(class_weight_ptr, index, is_counted, n_cols, dtype: tl.const
 def load_class_weights(
     target, class_weight_ptr, tile, n_cols, TILE: tl.constexpr, dtype: tl.constexpr
 ):
-    """ClassWeights of a tile; the compiler removes those that the loss does not use."""
+    """ClassWeights of a tile; the compiler removes the loads of unused weights."""
     smooth = tl.where(tile.in_row, 1.0, 0.0).to(dtype)
     if class_weight_ptr is not None:
         smooth = load_classes(class_weight_ptr, tile.cols, n_cols).to(dtype)
@@ -99,7 +99,7 @@ def load_class_weights(
 
 @triton.jit
 def subtract_class_gradient(gradient, target, weights, coefficients, HAS_SMOOTHING: tl.constexpr):
-    """gradient - b * class_weight * probability - s * class_weight of each class of a tile."""
+    """gradient - b * class_weight * probability - s * class_weight for the classes of a tile."""
     if target.ptr.dtype.element_ty.is_floating():
         gradient -= coefficients.b[:, None] * weights.target
     if HAS_SMOOTHING:
@@ -122,7 +122,7 @@ def target_gradient(
     SOFTCAP: tl.constexpr,
     HAS_SMOOTHING: tl.constexpr,
 ):
-    """The gradient of each row's class, with b * onehot(target)."""
+    """The gradient at each row's target, including the term b * onehot(target)."""
     p = exp(softcap(target_logits, SOFTCAP) - row_max)
     gradient = coefficients.a * p - coefficients.b * targets.weight
     if HAS_SMOOTHING:
@@ -132,10 +132,10 @@ def target_gradient(
 
 @triton.jit
 def store_targets(matrix, rows, targets, value):
-    """Overwrite the element of each row's class, which a tile has stored without its target.
+    """Store ``value`` at each row's target, where ``store_tile`` wrote no one-hot term.
 
-    To compare every column of the tile with the target takes up to half as many registers again.
+    Comparing every column of the tile with the target instead takes up to 50 % more registers.
     """
-    # another thread has stored the element
+    # wait for the thread that stored the element without the one-hot term
     tl.debug_barrier()
     tl.store(matrix.ptr + target_offsets(matrix, rows, targets), value, mask=targets.is_class)

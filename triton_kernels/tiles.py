@@ -1,16 +1,17 @@
-"""Device functions that every kernel shares: the rows and the tile of a program, loads and stores.
+"""Device functions of all kernels: the rows and the tile of a program, loads and stores.
 
 A tensor is a :class:`Matrix` of three axes, (outer, row, class). Any layout with one class axis
 has this form: a matrix has one outer index, images with classes on axis 1 have one per image.
 
 A vectorized access moves VEC_BYTES = 16 bytes. Rows of 50257 bfloat16 do not start at multiples of
 16 bytes, so a tile starts at the last multiple before its row, ``head`` elements earlier: element
-``position`` of a tile is column ``position - head``. A load may read the elements beside a row that
-share a vector with it; a store writes the row's elements only, its head and tail one by one. All
-matrices of a kernel have the same heads. With ``vec_size`` 1 positions are columns.
+``position`` of a tile is column ``position - head``. A load also reads the elements
+of neighbouring rows in the first and last vector of a row. A store writes only the row's own
+elements, its head and tail one at a time. All matrices of a kernel have the same heads. With
+``vec_size`` 1 positions are columns.
 
-Rows of few classes without gaps are ``packed``: a program moves them as one contiguous block and
-transposes it, so that a thread holds a whole row.
+Rows of few classes without gaps are ``packed``: a program loads or stores them as one contiguous
+block and transposes it, so each thread holds a whole row.
 
 ``EVICTION`` tells the L2 cache which elements will be read again.
 """
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-# many rows of a tile share vectors, which a mask of rows would divide
+# from this many rows per tile on, rows share vectors, and a mask per row would split them
 MIN_SHARED_ROWS = tl.constexpr(32)
 
 
@@ -34,7 +35,7 @@ class Matrix(NamedTuple):
 
 
 class TileShape(NamedTuple):
-    """What a program holds at once, known at compile time: powers of two and flags."""
+    """The shape and layout of a tile, known at compile time; the sizes are powers of two."""
 
     rows: int
     cols: int
@@ -44,7 +45,7 @@ class TileShape(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """The rows of a program: outer index, row indices, how many exist, which, and their heads."""
+    """The rows of a program: outer index, row indices, number and mask of existing rows, heads."""
 
     outer: Any
     index: Any
@@ -54,7 +55,7 @@ class Rows(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """Columns of a program's rows: which are inside the row, and which a load and a store move."""
+    """Columns of a program's rows, and masks: inside the row, vectors to load, vectors to store."""
 
     rows: Rows
     cols: Any
@@ -68,7 +69,7 @@ class Tile(NamedTuple):
 def row_block(block, n_rows, matrix, TILE: tl.constexpr):
     """The rows of a block of TILE.rows."""
     blocks = tl.cdiv(n_rows, TILE.rows)
-    # int64: rows times strides pass 2**31
+    # int64: rows * stride may exceed 2**31
     block = block.to(tl.int64)
     outer = block // blocks
     start = (block % blocks) * TILE.rows
@@ -83,9 +84,9 @@ def column_tile(start, rows, n_cols, TILE: tl.constexpr):
     """The tile of ``rows`` that begins at position ``start``."""
     exist = rows.exist[:, None]
     positions = (start + tl.arange(0, TILE.cols))[None, :]
-    # one row of columns serves all rows, as class weights do
+    # shape (1, cols), like class weights: it broadcasts over the rows
     cols = positions
-    # a bound that is a multiple of vec_size tells the compiler that the mask divides no vector
+    # a bound divisible by vec_size tells the compiler that the mask splits no vector
     in_row = exist & (positions < n_cols // TILE.vec_size * TILE.vec_size)
     load_mask = in_row
     store_mask = in_row
@@ -108,7 +109,7 @@ def tile_offsets(matrix, tile, TILE: tl.constexpr):
     """Offsets of a tile's elements from the start of its matrix."""
     row_start = tile.rows.outer * matrix.outer_stride + tile.rows.index * matrix.row_stride
     row_start = row_start // TILE.vec_size * TILE.vec_size
-    # int64: class strides pass 2**31 too
+    # int64: columns * class stride may exceed 2**31 too
     return row_start[:, None] + tile.positions.to(tl.int64) * matrix.class_stride
 
 
@@ -121,7 +122,7 @@ def load_tile(
     needed_rows=None,
     OTHER: tl.constexpr = 0.0,
 ):
-    """Elements of a tile, OTHER where a mask keeps a vector from being read, any beside a row."""
+    """Load a tile: OTHER where the mask is False, arbitrary values outside a row."""
     if TILE.packed:
         x = load_packed_tile(matrix, tile, TILE)
     else:
@@ -143,18 +144,18 @@ def store_tile(matrix, tile, value, TILE: tl.constexpr, EVICTION: tl.constexpr =
         tl.store(ptrs, value, mask=tile.store_mask, eviction_policy=EVICTION)
         if TILE.unaligned_rows:
             # the head and tail share their vectors with the neighbouring rows
-            is_end = tile.in_row & ~tile.store_mask
-            tl.store(ptrs, value, mask=is_end, eviction_policy=EVICTION)
+            is_head_or_tail = tile.in_row & ~tile.store_mask
+            tl.store(ptrs, value, mask=is_head_or_tail, eviction_policy=EVICTION)
 
 
 @triton.jit
 def load_packed_tile(matrix, tile, TILE: tl.constexpr):
-    """Rows that one contiguous block of memory holds, any element beside a row."""
-    # rows without gaps: the row stride is the number of columns
+    """Load packed rows as one contiguous block; values outside a row are arbitrary."""
+    # packed rows have no gaps, so the row stride is the number of columns
     n_cols = matrix.row_stride
     element = tl.arange(0, TILE.rows * TILE.cols)
     n_elements = tile.rows.n_exist * n_cols
-    # a bound that is a multiple of vec_size tells the compiler that the mask divides no vector
+    # a bound divisible by vec_size tells the compiler that the mask splits no vector
     mask = element < tl.cdiv(n_elements, TILE.vec_size) * TILE.vec_size
     block_ptr = matrix.ptr + tl.program_id(0).to(tl.int64) * TILE.rows * n_cols
     block = tl.load(block_ptr + element, mask=mask, other=0.0)
@@ -166,7 +167,7 @@ def load_packed_tile(matrix, tile, TILE: tl.constexpr):
 
 @triton.jit
 def store_packed_tile(matrix, tile, value, TILE: tl.constexpr):
-    """Write the rows of a tile into the contiguous block of memory that holds them."""
+    """Store packed rows as one contiguous block."""
     n_cols = matrix.row_stride
     element = tl.arange(0, TILE.rows * TILE.cols)
     # element // n_cols without a division, exact below 2**20 / n_cols elements
@@ -184,7 +185,7 @@ def store_packed_tile(matrix, tile, value, TILE: tl.constexpr):
 
 @triton.jit
 def load_classes(ptr, cols, n_cols):
-    """A vector with one entry per class, 0 beside the row."""
+    """Load a vector with one entry per class, 0 outside the row."""
     in_row = (cols >= 0) & (cols < n_cols)
-    # not other=0.0: Triton 3.6 fails to compile a sum of mere loads whose result is used twice
+    # not other=0.0: Triton 3.6 fails to compile a sum of plain loads whose result is used twice
     return tl.where(in_row, tl.load(ptr + cols, mask=in_row), 0.0)

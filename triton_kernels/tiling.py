@@ -1,4 +1,4 @@
-"""How much of a matrix one program takes: plain integers, decided before any kernel starts.
+"""The choice of a program's tile, on the host: plain integers without Triton.
 
 One rule gives three schedules. Short rows share a program (``block_rows > 1``), a longer row has a
 program and a tile of its own (``block_rows == 1``), and a row that is longer than a tile is read
@@ -8,13 +8,13 @@ block by block (``block_cols < n_cols``).
 from collections.abc import Sequence
 from typing import NamedTuple
 
-# for each of 128 threads 64 bytes: 16 bytes of bfloat16 are loaded twice and held as float32
+# 128 threads with 64 bytes each: two 16-byte loads of bfloat16, converted to float32
 MIN_TILE_BYTES = 8 * 1024
 # a quarter of an SM's 256 KiB of registers: two programs share an SM, and one loads while the other
-# computes. With one program on an SM, which rows of 32000 bfloat16 then fit, softmax reached 78 %
-# of the copy's speed on an H200; with two that read rows of 65536 online it reached 93 %
+# computes. With one program per SM, whose tile fits a row of 32000 bfloat16, softmax reached 78 %
+# of the copy's speed on an H200; with two that read rows of 65536 online, it reached 93 %
 MAX_TILE_BYTES = 64 * 1024
-# of a thread: 32 numbers of float32, enough to hide what it does once for a row
+# tile bytes per thread: 32 float32 elements, enough to amortize the work per row
 THREAD_BYTES = 128
 MIN_WARPS, MAX_WARPS = 4, 32
 # from this many rows on, each thread reduces a whole row
@@ -23,28 +23,28 @@ MIN_ROWS_OF_THREADS = 32
 # the widest access of a thread, and its elements of the narrowest dtype
 VEC_BYTES = 16
 MAX_VEC_SIZE = 8
-# in shorter rows the head and the tail, which move element by element, are too large a part
+# in shorter rows the head and tail, accessed one element at a time, outweigh the vectors
 MIN_VECTORS = 16
 
-# of class-strided rows a tile of two warps, 32 numbers for each thread
+# a tile of class-strided rows: two warps, 32 float32 elements per thread
 STRIDED_ROWS = 512
 STRIDED_BYTES = 8 * 1024
 
-# each thread holds one packed row with all its columns
+# each thread holds one whole packed row
 MAX_PACKED_COLS = 32
 PACKED_ROWS = 128
 
-# targets whose weights a program adds at a time, and programs at most: every other program adds
-# their partial sums
+# targets per step of a weight_sum_kernel program, and the maximum number of these programs: every
+# program of the loss adds up their partial sums
 WEIGHT_SUM_ROWS = 4096
 MAX_WEIGHT_PARTIALS = 256
 
-# programs of a kernel that loops over blocks, for the largest GPU several to a multiprocessor
+# largest grid of a kernel that loops over blocks: several programs per SM of the largest GPU
 MAX_LOOPING_PROGRAMS = 1024
 
 
 class OnlineTile(NamedTuple):
-    """The tile in which rows longer than a tile are read: its registers, and its warps."""
+    """The tile of an online kernel: its bytes of registers and its warps."""
 
     tile_bytes: int
     num_warps: int
@@ -52,17 +52,17 @@ class OnlineTile(NamedTuple):
 
 # several programs share an SM and hide each other's loads
 READ_ONCE = OnlineTile(16 * 1024, 4)
-# for two reads one or two programs fill an SM, so that few rows at once wait in the L2 cache for
-# their second read: 45 % of rows of 128256 bfloat16 then came from there on an H200
+# one or two programs fill an SM, so few rows at once compete for the L2 cache between their two
+# reads: 45 % of rows of 128256 bfloat16 then came from the L2 cache on an H200
 READ_TWICE = OnlineTile(64 * 1024, MAX_WARPS)
-# as many elements of two matrices
+# the same number of elements for two matrices
 READ_TWICE_TWO_MATRICES = OnlineTile(128 * 1024, MAX_WARPS)
-# float64 takes two registers of a thread: with more threads the kernels spill
+# a float64 takes two registers: with more threads the kernels spill
 READ_TWICE_FLOAT64 = OnlineTile(32 * 1024, MAX_WARPS // 4)
 
 
 class Tiling(NamedTuple):
-    """The tile of one program, powers of two, and the warps that share it."""
+    """The size of a program's tile, in powers of two, and its number of warps."""
 
     block_rows: int
     block_cols: int
@@ -84,12 +84,12 @@ def row_tiling(
     Args:
         n_rows: Rows with one stride between them, at least 1.
         n_cols: Columns of a row, at least 1.
-        live_bytes: Bytes of registers that the kernel keeps for one element of its tile.
-        class_strided: The row stride is smaller than the class stride, and only a tile of many rows
+        live_bytes: Bytes of live values per element of the tile.
+        class_strided: The row stride is smaller than the class stride, so only a tile of many rows
             reads whole memory sectors.
-        max_tile_bytes: Registers for a tile that holds whole rows.
-        min_tile_bytes: Registers of a tile of several short rows.
-        online: The tile for longer rows.
+        max_tile_bytes: Largest tile that holds whole rows, in bytes of registers.
+        min_tile_bytes: Tile of several short rows, in bytes of registers.
+        online: The tile for longer rows, which are read block by block.
     """
     live_bytes = next_power_of_2(live_bytes)
     block_cols = next_power_of_2(n_cols)
@@ -107,8 +107,8 @@ def row_tiling(
 def strided_tiling(n_rows: int, block_cols: int, live_bytes: int) -> Tiling:
     """Choose the tile for class-strided rows.
 
-    Each of 64 threads has a vector of rows and 4 of their columns, and needs no other thread for
-    its sums: a program reads its rows block by block, and the L1 cache serves the second read.
+    Each of 64 threads owns a vector of rows and 4 of their columns, so the sums of a row stay in
+    one thread. A program reads its rows block by block; the L1 cache serves the second read.
     """
     block_rows = min(STRIDED_ROWS, next_power_of_2(n_rows))
     elements = max(STRIDED_BYTES // live_bytes, MAX_VEC_SIZE * 64)
@@ -121,9 +121,10 @@ def packed_tiling(n_cols: int) -> Tiling:
 
 
 def n_partials(tiling: Tiling, element_bytes: int) -> int:
-    """Partials of a row in one block of columns: parts of it that one thread holds.
+    """Number of partials of each row in a tile.
 
-    In a tile of many rows that is the row; else it is the vector that a thread loads at once.
+    In a tile of many rows one thread holds a whole row, which is one partial. Otherwise each
+    16-byte vector is a partial.
     """
     if tiling.block_rows >= MIN_ROWS_OF_THREADS:
         return 1
@@ -136,7 +137,7 @@ def vec_size(
     addresses: Sequence[int],
     element_bytes: int,
 ) -> int:
-    """Elements of an access that a kernel has to align, or 1 where it need not or cannot.
+    """Elements per access that the kernel aligns itself; 1 if it need not or cannot.
 
     Args:
         n_cols: Columns of a row.
@@ -160,7 +161,7 @@ def vec_size(
 
 
 def has_unaligned_rows(n_cols: int, strides: Sequence[tuple[int, ...]], elements: int) -> bool:
-    """Whether some row begins or ends inside a vector of so many elements."""
+    """Whether some row begins or ends inside a vector of ``elements`` elements."""
     return any(
         size % elements
         for size in (n_cols, *(stride for matrix in strides for stride in matrix[:2]))

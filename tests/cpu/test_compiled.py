@@ -1,4 +1,4 @@
-"""The compiled code itself: where it is, which tiles it takes, threads, and what it refuses."""
+"""The compiled module: installation, tile shapes, threads, and argument errors."""
 
 import shutil
 import subprocess
@@ -18,7 +18,7 @@ needs_compiled = pytest.mark.skipif(
 )
 
 
-def test_compiled_code_is_there_wherever_a_compiler_is(tmp_path):
+def test_compiled_code_is_installed_if_there_is_a_compiler(tmp_path):
     source = tmp_path / "extension.c"
     source.write_text("#include <Python.h>\n#include <omp.h>\n")
     include = sysconfig.get_path("include")

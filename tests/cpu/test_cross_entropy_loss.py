@@ -1,4 +1,4 @@
-"""The loss operator of the CPU, compiled and in blocks: values, gradients, what it leaves alone."""
+"""The loss operator on the CPU, compiled and in blocks: values, gradients, memory."""
 
 import math
 
@@ -134,7 +134,7 @@ def test_cpu_loss_of_a_class_at_minus_infinity():
 
 @pytest.mark.parametrize("shape", [(12, 10), (3, 300)])
 @pytest.mark.parametrize("bad", [-1, 300, 2**40, -(2**63)])
-def test_cpu_loss_writes_nothing_if_a_target_is_no_class(shape, bad):
+def test_cpu_loss_writes_nothing_if_a_target_is_invalid(shape, bad):
     logits = torch.randn(shape)
     before, target = logits.clone(), torch.arange(shape[0]) % 10
     target[-1] = bad
@@ -222,7 +222,7 @@ def test_cpu_float16_is_read_and_written_exactly():
 
 
 @pytest.mark.parametrize("inplace", [False, True])
-def test_cpu_loss_takes_one_matrix_beside_its_input_and_in_place_none(inplace, monkeypatch):
+def test_cpu_loss_allocates_one_matrix_and_in_place_none(inplace, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", 2**16)
     logits, target = torch.randn(4096, 1000), torch.randint(1000, (4096,))
     peak = peak_bytes_on_cpu(lambda: loss_and_gradient(logits, target, inplace=inplace))

@@ -133,7 +133,7 @@ def test_cpu_prediction_is_the_first_of_equal_logits_and_nan_before_all():
 
 
 @pytest.mark.parametrize("bad", [-1, 10, 2**40])
-def test_cpu_rows_refuse_a_target_that_is_no_class(bad):
+def test_cpu_rows_refuse_an_invalid_target(bad):
     target = torch.tensor([0, bad])
     with pytest.raises(IndexError, match=f"got {bad}"):
         _cpu.cross_entropy_forward(torch.randn(2, 10), target, None, 1.0, None, False)

@@ -35,11 +35,11 @@ LAYOUTS = {
     "few_classes": (4096, 10),
     # rows of whole 16 bytes, which is more than Triton finds out: it asks for multiples of 16 alone
     "thousand_classes": (256, 1000),
-    # rows that begin anywhere
+    # rows of any alignment
     "odd_classes": (4, 50257),
     "odd_longest_block": (4, 15001),
     "one_row_a_program": (2, 4096),
-    # as long as a block is where a kernel holds one float32 per element
+    # the largest tile of a kernel with one live float32 per element
     "longest_block": (2, 16384),
     "longer_than_a_block": (2, 131072),
     "channels_first": (2, 19, 4096),
@@ -150,7 +150,7 @@ OPERATIONS = {
     "probability_loss_with_everything": lambda x: loss_and_gradient(x, x.clone(), EVERYTHING),
 }
 
-# rows that a tile holds and longer ones, alone in a program and together: every kernel
+# rows that fit a tile and longer ones, one and several per program: every kernel
 SCHEDULE_LAYOUTS = [
     "few_classes",
     "one_row_a_program",

@@ -12,7 +12,7 @@ from compile_kernels import CASES, OPERATIONS, is_exhaustive
 ROOT = Path(__file__).parents[2]
 COMPILE_KERNELS = ROOT / "tests" / "kernels" / "compile_kernels.py"
 
-# rows that a tile holds and longer ones, alone in a program and together
+# rows that fit a tile and longer ones, one and several per program
 SCHEDULES = {(together, is_online) for together in (False, True) for is_online in (False, True)}
 ALIGNED_LAYOUTS = (
     "odd_classes",
@@ -143,7 +143,7 @@ def test_compile_targets_keep_within_the_register_budget(compiled, case):
 
 @pytest.mark.parametrize("case", parameters(lambda case: case.target == "sm_90"))
 def test_compile_targets_read_few_online_rows_at_once(compiled, case):
-    # online rows wait in the L2 cache for their second read: of 131072 bfloat16, two for each of
+    # the L2 cache holds online rows until their second read: of 131072 bfloat16, two for each of
     # 132 SMs, half read on average, make up 34 MB
     for record in measured(compiled, case):
         if reads_twice(record) and record["rows"] == 1:

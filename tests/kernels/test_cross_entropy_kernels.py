@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from numerics import assert_as_accurate_as_torch
 from torch_softmax import _launch, reference
 
-# logits with the class axis last: how a program takes such rows
+# logits with the class axis last, and the schedule of their rows
 SHAPES = {
     "several rows to a program": (40, 10),
     "a row to a program": (2, 3000),
@@ -115,7 +115,7 @@ def test_cross_entropy_forward_of_an_invalid_target_is_nan(kernel_device):
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("n_cols", [32769, 20011])
 def test_cross_entropy_of_smoothing_alone_is_accurate_at_a_large_scale(kernel_device, n_cols, seed):
-    # costs of 400 for each class, added relative to a maximum that grows from block to block
+    # losses of 400 per class, summed relative to a maximum that grows from block to block
     torch.manual_seed(seed)
     logits = 100 * torch.randn(1, n_cols, device=kernel_device)
     target = torch.zeros(1, dtype=torch.int64, device=kernel_device)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from numerics import assert_as_accurate_as_torch
 from torch_softmax import _launch
 
-# logits with the class axis last: how a program takes such rows
+# logits with the class axis last, and the schedule of their rows
 SHAPES = {
     "packed": (130, 10),
     "several rows to a program": (7, 100),
@@ -214,7 +214,7 @@ def test_cross_entropy_loss_takes_a_denominator_of_any_dtype(kernel_device, deno
 
 
 @pytest.mark.parametrize("shape", ["packed", "a row to a program", "longer than a tile"])
-def test_cross_entropy_loss_of_an_ignored_row_is_0_whatever_it_holds(kernel_device, shape):
+def test_cross_entropy_loss_of_an_ignored_row_is_0_whatever_its_logits(kernel_device, shape):
     logits = make_logits(shape, kernel_device)
     target = torch.zeros(len(logits), dtype=torch.int64, device=kernel_device)
     clean = launch(logits, target.index_fill(0, torch.tensor(1), -100), None, PLAIN)

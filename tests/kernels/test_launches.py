@@ -61,7 +61,7 @@ def test_break_19_a_step_reads_no_value(options, kernel_device, monkeypatch):
     def refuse(*_):
         raise AssertionError("a tensor's value was read")
 
-    # the mode sees what PyTorch does outside of our operators, these see what is done inside
+    # the mode observes PyTorch's operators outside of the custom ones; these patches observe inside
     for name in ("item", "tolist", "__bool__", "__int__", "__float__", "__index__", "nonzero"):
         monkeypatch.setattr(torch.Tensor, name, refuse)
     monkeypatch.setattr(torch, "equal", refuse)
@@ -111,7 +111,7 @@ def test_break_19_a_step_can_be_captured_in_a_cuda_graph(options):
         torch.testing.assert_close(captured, training_step(logits, target, options))
 
 
-# matrices whose rows begin at the same places in their words, and some of which do not
+# matrices with equal row heads, and matrices with different ones
 @pytest.mark.parametrize("gap", [0, 101])
 @each_operator
 def test_break_21_class_counts_and_strides_share_a_kernel(
@@ -136,8 +136,8 @@ def test_break_21_class_counts_and_strides_share_a_kernel(
 @needs_gpus(1)
 @each_operator
 def test_break_21_class_counts_and_strides_compile_once(ours, theirs, monkeypatch):
-    # aligned to 16 bytes where it is sliced: pointers that are not compile apart, once, and so do
-    # matrices whose rows begin at other places in their words
+    # slices aligned to 16 bytes: unaligned pointers, and matrices with different row heads, compile
+    # another kernel, once each
     wide = torch.randn(3, 1100, device="cuda")
     value_and_gradients(ours, torch.randn(3, 1001, device="cuda"))
     value_and_gradients(ours, wide[:, 4:1001])

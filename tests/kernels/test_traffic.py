@@ -1,4 +1,4 @@
-"""The bytes that the kernels load and store, counted under the interpreter: the floor of each."""
+"""The bytes that the kernels load and store, counted in the interpreter, against the floor."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ pytestmark = INTERPRETER_OFF
 # the target and its logit, coefficients and statistics, of each row and each of its blocks
 BYTES_BESIDE_A_BLOCK = 64
 SHORTEST_BLOCK = 8192
-# at either end of a row the rest of a vector, in each of at most three reads of it
+# the rest of a vector at both ends of a row, in each of at most three reads of the row
 BYTES_AT_THE_ENDS = 3 * 2 * 16
 
 ONE_TILE, ONLINE = 4096, 2**17

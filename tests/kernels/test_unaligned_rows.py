@@ -1,4 +1,4 @@
-"""Rows that do not start at multiples of 16 bytes, moved by vectorized accesses all the same."""
+"""Vectorized accesses to rows that do not start at multiples of 16 bytes."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torch_softmax import _launch
 from torch_softmax._launch.schedule import Limits, Rows
 
 VEC_SIZES = {torch.bfloat16: 8, torch.float16: 8, torch.float32: 4, torch.float64: 2}
-# beside every row: a NaN that reaches a sum, or is overwritten, is found
+# NaN around every row, to detect reads that reach a sum, and writes outside a row
 BESIDE = float("nan")
 LIMITS = Limits(live_values=1)
 
@@ -90,7 +90,7 @@ def test_unaligned_rows_change_nothing_but_speed(
     kernel_device, operation, dtype, shape, row_stride
 ):
     x, storage = rows_in_storage(shape, row_stride, 0, dtype, kernel_device)
-    # starts inside a vector, so that its elements move one by one
+    # starts inside a vector, so its elements are accessed one by one
     narrow = rows_in_storage(shape, row_stride, 1, dtype, kernel_device)[0].copy_(x)
     before = storage.clone()
     assert Rows(x, limits=LIMITS).schedule.tile.vec_size == VEC_SIZES[dtype]
@@ -129,7 +129,7 @@ def test_unaligned_rows_are_moved_by_vectors_wherever_they_begin(dtype):
     assert size(odd) == size(odd, odd) == size(wide[:, :1001]) == elements
     # Triton infers the alignment
     assert size(wide) == 1
-    # vectors of one are not vectors of the other
+    # the rows of the two matrices have different heads
     assert size(odd, torch.empty(4, 1002, dtype=dtype)[:, :1001]) == 1
     assert size(odd, odd[:1].expand(4, 1001)) == 1
     assert size(odd[1:]) == (elements if 1001 % elements == 0 else 1)

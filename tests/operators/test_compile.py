@@ -1,4 +1,4 @@
-"""torch.compile, torch.export and what they make of the operators."""
+"""The functions under torch.compile and torch.export."""
 
 import itertools
 from functools import partial
@@ -13,7 +13,7 @@ from numerics import value_and_gradients
 from operator_pairs import some_classes
 
 
-# every function, and symbolic sizes in every other one of them
+# every function, every second one with symbolic sizes
 @pytest.mark.parametrize(
     ("name", "dynamic"), [*zip(FUNCTIONS | OWN_FUNCTIONS, itertools.cycle([False, True]))]
 )
@@ -46,7 +46,7 @@ def test_break_13_a_compiled_loss_counts_the_rows_of_each_call(weighted, device)
     compiled = torch.compile(torch_softmax.cross_entropy, fullgraph=True, backend="aot_eager")
     logits = torch.randn(8, 10, dtype=torch.double, device=device)
     weight = torch.rand_like(logits[0]) if weighted else None
-    # another share of ignored rows in each call: none of them may end up in the graph
+    # another fraction of ignored rows in each call: the graph must not contain it as a constant
     for n_ignored in (3, 0, 7):
         target = some_classes(logits)
         target[:n_ignored] = -100

@@ -1,4 +1,4 @@
-"""A compiled training step takes the operators of the eager one, and no more memory."""
+"""A compiled training step uses the operators of the eager one, and no more memory."""
 
 import warnings
 
@@ -9,7 +9,7 @@ from torch._inductor.utils import run_and_get_code
 
 import torch_softmax
 
-# torch.compile looks at the gradient of inputs that are not leaves
+# torch.compile accesses .grad of inputs that are not leaves, which warns
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute")
 
 LOGITS = torch.randn(5, 4)
@@ -30,7 +30,7 @@ def step(loss_function, factor=1.0):
 
 
 @pytest.mark.parametrize("factor", [1.0, 3.0])
-def test_compiled_step_scales_the_gradient_where_it_is(factor):
+def test_compiled_step_scales_the_gradient_in_place(factor):
     expected = step(F.cross_entropy, factor)
     with torch._inductor.config.patch(force_disable_caches=True), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "dynamo_pgo force disabled")
@@ -42,7 +42,7 @@ def test_compiled_step_scales_the_gradient_where_it_is(factor):
     assert "empty_strided_cpu(" not in backward.partition("def call")[2]
 
 
-def test_compiled_step_scales_a_copy_where_the_gradient_stays():
+def test_compiled_step_scales_a_copy_of_a_retained_gradient():
     def two_gradients(logits, target):
         logits = logits.requires_grad_()
         loss = torch_softmax.cross_entropy(logits, target)
@@ -71,7 +71,7 @@ def test_compiled_autograd_gives_the_same_gradient(backend):
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("name", ["cross_entropy", "softmax"])
-def test_compiled_function_refuses_a_second_derivative_that_it_cannot_take(backend, name):
+def test_compiled_function_refuses_an_unsupported_second_derivative(backend, name):
     functions = {
         "cross_entropy": lambda x: torch_softmax.cross_entropy(x, TARGET),
         "softmax": lambda x: torch_softmax.softmax(x, 1).square().sum(),

@@ -1,4 +1,4 @@
-"""PyTorch's own samples of these operators and modules, held by ours.
+"""PyTorch's own test samples of these operators and modules, applied to this library.
 
 The collections, and what they claim to be differentiable in which mode, come with the installed
 PyTorch and grow with it: ``op_db`` and ``module_db``.
@@ -28,7 +28,7 @@ MODULES = {
 }
 OP_INFOS = [info for info in op_db if info.name in OPERATORS]
 MODULE_INFOS = [info for info in module_db if info.name in MODULES]
-# what a gradient check takes element by element in less than a second
+# elements that a gradient check covers one by one in less than a second
 SLOW_MODE_ELEMENTS = 100
 
 
@@ -47,13 +47,13 @@ def module_samples(info, dtype):
 
 
 def module_errors(info):
-    # PyTorch 2.11 has none
+    # absent in PyTorch 2.11
     collect = info.module_error_inputs_func or (lambda *_, **__: [])
     return collect(info, device="cpu", dtype=torch.double, requires_grad=True, training=True)
 
 
 def draw():
-    # in another draw a sample ignores all its rows: their mean, NaN, has no derivative to check
+    # with other seeds a sample ignores all its rows, whose mean, NaN, has no derivative
     torch.manual_seed(1)
 
 
@@ -151,7 +151,7 @@ def test_conformance_op_sample_has_torchs_value_and_gradients(info, index):
 
 
 @each_op_sample
-def test_conformance_op_sample_has_them_from_the_kernels(info, index, kernel_device):
+def test_conformance_op_sample_has_torchs_results_from_the_kernels(info, index, kernel_device):
     sample = on_device(op_samples(info, torch.float)[index], kernel_device)
     *arguments, options = sample
     assert_agrees(OPERATORS[info.name], info.op, *arguments, **options)
@@ -212,7 +212,7 @@ def test_conformance_module_sample_has_torchs_value_and_gradients(info, index):
 
 
 @each_module_sample(covering(module_cases(), module_settings))
-def test_conformance_module_sample_has_them_from_the_kernels(info, index, kernel_device):
+def test_conformance_module_sample_has_torchs_results_from_the_kernels(info, index, kernel_device):
     sample = module_samples(info, torch.float)[index]
     modules = [*ours_and_theirs(info, sample), ours_and_theirs(info, sample)[1].double()]
     for module in modules:

@@ -9,7 +9,7 @@ from numerics import DTYPES, value_and_gradients
 from operator_pairs import assert_cross_entropy_agrees
 from pairwise import pairwise
 
-# few classes with a partial last block of rows, one block a row, several blocks a row
+# few classes with a partial last block of rows, one block per row, several blocks per row
 SHAPES = [(300, 10), (5, 1000), (2, 20_011)]
 REDUCTIONS = ["mean", "sum", "none"]
 
@@ -90,6 +90,6 @@ def test_cross_entropy_names_the_bad_argument(arguments, options, error, message
 
 
 @pytest.mark.parametrize("label_smoothing", [-0.1, 1.1, math.nan, math.inf])
-def test_break_18_a_smoothing_without_meaning_raises(label_smoothing):
+def test_break_18_a_smoothing_out_of_range_raises(label_smoothing):
     with pytest.raises(ValueError, match="cross_entropy needs label_smoothing"):
         torch_softmax.cross_entropy(LOGITS, TARGET, label_smoothing=label_smoothing)

@@ -1,4 +1,4 @@
-"""Derivatives of every order and mode, by backward, twice, forward and in batches."""
+"""Derivatives of every order and mode: reverse, forward, second order and batched."""
 
 from functools import partial
 
@@ -13,7 +13,7 @@ from numerics import value_and_gradients
 from operator_pairs import each_operator, each_operator_by_row
 
 ALL_FUNCTIONS = FUNCTIONS | OWN_FUNCTIONS
-# each kernel once: gradients of kernels hold by their values, and second ones are the reference's
+# each kernel once: other tests check gradients by value, and second ones are the reference's
 OF_KERNELS = (
     "softmax",
     "log_softmax",
@@ -26,7 +26,7 @@ OF_KERNELS = (
 def check_gradients(name, device):
     function = partial(ALL_FUNCTIONS[name], torch_softmax)
     x = torch.randn(3, 4, 2, dtype=torch.double, device=device, requires_grad=True)
-    # fast mode probes random directions: a kernel interpreted per element would take minutes
+    # fast mode checks random directions; each element with interpreted kernels would take minutes
     gradcheck(function, x, fast_mode=True, check_forward_ad=True)
     gradgradcheck(function, x, fast_mode=True, check_fwd_over_rev=True, check_rev_over_rev=True)
 

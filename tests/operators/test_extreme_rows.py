@@ -1,4 +1,4 @@
-"""Infinities, NaN and numbers far from 0, in logits, probabilities and weights."""
+"""Infinities, NaN and large values in logits, probabilities and weights."""
 
 import pytest
 import torch
@@ -54,7 +54,7 @@ def test_break_12_probability_0_at_logit_minus_infinity_costs_nothing(reduction,
     assert (actual[1][:, ~possible] == 0).all()
 
 
-# one block a row, several blocks a row
+# one block per row, several blocks per row
 @pytest.mark.parametrize("n_cols", [4, 20_011])
 def test_break_12_only_probability_0_at_logit_minus_infinity_costs_nothing(n_cols, device):
     logits = torch.randn(2, n_cols, device=device)
@@ -67,7 +67,7 @@ def test_break_12_only_probability_0_at_logit_minus_infinity_costs_nothing(n_col
     expected = F.cross_entropy(logits.detach(), torch.tensor([1, 1], device=device))
     torch.testing.assert_close(loss.detach(), expected)
     assert logits.grad.isfinite().all()
-    # a probability there does cost
+    # a positive probability there has an infinite loss
     target[0, 2] = 0.5
     assert torch_softmax.cross_entropy(logits.detach(), target) == torch.inf
 
@@ -89,7 +89,7 @@ def test_cross_entropy_of_infinities_is_as_in_torch(n_cols, label_smoothing, dev
     assert_cross_entropy_agrees(logits, target, reduction="none", label_smoothing=label_smoothing)
 
 
-# what F.cross_entropy returns for extreme rows of logits against class 0
+# results of F.cross_entropy for extreme rows of logits with target 0
 EXTREME_ROWS = {
     "-inf beside the target": ([0.5, -INF, 1.0], {}, torch.isfinite, torch.isfinite),
     "-inf at the target": ([-INF, 0.5, 1.0], {}, torch.isposinf, torch.isfinite),
@@ -111,7 +111,7 @@ EXTREME_ROWS = {
 )
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @with_and_without_compiler
-def test_cross_entropy_copies_torch_on_extreme_rows(
+def test_cross_entropy_of_extreme_rows_is_as_in_torch(
     reduction, row, options, loss_is, gradient_is, device
 ):
     logits = torch.tensor([row, [1.0, 2.0, 3.0]], device=device)
@@ -125,7 +125,7 @@ def test_cross_entropy_copies_torch_on_extreme_rows(
 
 
 @pytest.mark.parametrize("weight", [[0.0, 0.0, 0.0], [1.0, -1.0, 5.0]], ids=str)
-def test_cross_entropy_copies_torch_on_weights_that_sum_to_0(weight, device):
+def test_cross_entropy_with_weights_that_sum_to_0_is_as_in_torch(weight, device):
     logits = torch.randn(2, 3, device=device)
     target = torch.tensor([0, 1], device=device)
     weight = torch.tensor(weight, device=device)

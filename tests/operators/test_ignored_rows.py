@@ -1,4 +1,4 @@
-"""Rows that do not count: what they hold, what they cost, and batches of nothing else."""
+"""Ignored rows: extreme logits in them, their loss and gradient, batches of ignored rows only."""
 
 import pytest
 import torch
@@ -29,12 +29,12 @@ def test_cross_entropy_ignores_a_class_by_its_index(device):
     assert_cross_entropy_agrees(logits, target, torch.rand(4, device=device), ignore_index=2)
 
 
-# a few classes, one block a row, several blocks a row
+# few classes, one block per row, several blocks per row
 @pytest.mark.parametrize(
     ("name", "fill", "n_classes"), pairwise([*OPTIONS], [NAN, INF, -INF], [3, 1000, 20_011])
 )
 @with_and_without_compiler
-def test_cross_entropy_ignores_a_row_whatever_it_holds(name, fill, n_classes, device):
+def test_cross_entropy_ignores_a_row_whatever_its_logits(name, fill, n_classes, device):
     logits = torch.randn(3, n_classes, device=device)
     target = torch.tensor([0, -100, 2], device=device)
     options = dict(OPTIONS[name])
@@ -51,7 +51,7 @@ def test_cross_entropy_ignores_a_row_whatever_it_holds(name, fill, n_classes, de
 
 
 @pytest.mark.parametrize("grad_enabled", [False, True])
-def test_break_04_rows_that_are_ignored_keep_their_logits(grad_enabled, device):
+def test_break_04_logits_of_ignored_rows_are_not_written(grad_enabled, device):
     logits = torch.randn(4, 10, device=device)
     before = logits.clone()
     target = torch.tensor([1, -100, -100, 2], device=device)
@@ -139,7 +139,7 @@ def test_issue_ignoring_a_class_leaves_its_logits_in_the_softmax(device):
     assert (dlogits[[1, 3]] == 0).all()
 
 
-def test_issue_a_batch_that_is_ignored_does_not_poison_the_parameters(device):
+def test_issue_an_ignored_batch_leaves_the_parameters_finite(device):
     """Pytorch 116349: the mean of no row is NaN, and training goes on all the same."""
     layer = torch.nn.Linear(4, 3).to(device)
     before = layer.weight.detach().clone()

@@ -1,4 +1,4 @@
-"""inplace=True: the memory of the logits becomes their gradient."""
+"""inplace=True: the gradient overwrites the logits."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @with_and_without_compiler
-def test_inplace_turns_the_memory_of_the_logits_into_their_gradient(layout, device):
+def test_inplace_overwrites_the_logits_by_their_gradient(layout, device):
     leaf = torch.randn(8, 10, device=device, requires_grad=True)
     produced = leaf * 1
     logits = LAYOUTS[layout](produced)
@@ -56,7 +56,7 @@ def test_inplace_makes_an_earlier_use_that_saved_the_logits_raise(device):
         (inplace_loss(logits) + penalty).backward()
 
 
-def test_inplace_leaves_an_earlier_use_that_saved_nothing_alone(device):
+def test_inplace_does_not_affect_an_earlier_use_that_saved_nothing(device):
     leaf = torch.randn(3, 4, device=device, requires_grad=True)
     logits = leaf * 1
     total = logits.sum()
@@ -67,14 +67,14 @@ def test_inplace_leaves_an_earlier_use_that_saved_nothing_alone(device):
     torch.testing.assert_close(leaf.grad, expected + 1)
 
 
-def test_inplace_refuses_what_it_cannot_do(device):
+def test_inplace_refuses_unsupported_inputs(device):
     leaf = torch.randn(3, 4, device=device, requires_grad=True)
     with pytest.raises(RuntimeError, match="leaf Variable"):
         inplace_loss(leaf)
     loss = inplace_loss(leaf * 1)
     with pytest.raises(RuntimeError, match="inplace=False for second derivatives"):
         torch.autograd.grad(loss, leaf, create_graph=True)
-    with pytest.raises(ValueError, match="inplace=False for input whose axes do not fold"):
+    with pytest.raises(ValueError, match="inplace=False for input whose batch dims do not"):
         irregular = torch.randn(3, 4, 6, 6, device=device, requires_grad=True)[..., ::2, 1:]
         target = torch.zeros(3, 3, 5, dtype=torch.long, device=device)
         torch_softmax.cross_entropy(irregular, target, inplace=True)
@@ -97,7 +97,7 @@ def test_inplace_refuses_logits_that_retain_their_gradient(device):
         inplace_loss(logits)
 
 
-def test_inplace_without_a_gradient_leaves_the_logits_alone(device):
+def test_inplace_without_a_gradient_does_not_write_the_logits(device):
     logits = torch.randn(3, 4, device=device)
     before = logits.clone()
     inplace_loss(logits)

@@ -1,4 +1,4 @@
-"""Where rows may stand in memory: any layout, distance, alignment and device."""
+"""Memory layouts: any strides, alignment and device."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def test_every_operator_takes_every_layout(ours, theirs, layout, device):
     assert_agrees(ours, theirs, layout(torch.randn(3, 7, 4, 6, device=device)))
 
 
-# the distance of the last row, and of the last class, from the first one
+# offsets of the last row, and of the last class, from the first one
 @pytest.mark.parametrize("strides", [(2**30, 1), (1, 2**29)], ids=["rows", "classes"])
 @each_operator
 @pytest.mark.usefixtures("gigabytes")
@@ -70,7 +70,7 @@ def test_break_17_a_column_of_targets_need_not_be_contiguous(device):
 
 
 def test_break_17_pointers_need_not_be_aligned(device):
-    # 16-byte loads of the first call must not stay for the second, one element further
+    # the second call, one element further, must not reuse the 16-byte loads of the first
     logits = torch.randn(4 * 16 + 1, device=device)
     target = torch.randint(16, (5,), device=device)
     for start in (0, 1):
@@ -87,7 +87,7 @@ def test_break_17_the_tensors_device_need_not_be_the_current_one(ours, theirs):
         assert_agrees(ours, theirs, logits)
 
 
-# one beyond the limit of another library, two that its neighbour refuses
+# one above the limit of one other library, two that another one refuses
 @pytest.mark.parametrize("n_cols", [65_537, 10, 50_257])
 @each_operator
 def test_break_20_any_number_of_columns_is_taken(ours, theirs, n_cols, device):

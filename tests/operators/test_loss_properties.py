@@ -1,4 +1,4 @@
-"""What holds of losses and their statistics whatever the input and options."""
+"""Properties of losses and their statistics for any input and options."""
 
 import math
 
@@ -39,7 +39,7 @@ def test_the_entropy_lies_between_that_of_one_class_and_that_of_all(
 @given(SHAPES, SEEDS, st.sampled_from(DTYPES))
 def test_the_prediction_is_the_first_largest_logit(device, shape, seed, dtype):
     rows = Rows(shape, seed, dtype=dtype, device=device)
-    # few values, so that most rows have several largest ones
+    # few distinct values, so most rows have several largest ones
     logits = rows.logits.round()
     prediction = torch_softmax.cross_entropy_with_stats(logits, rows.target).prediction
     assert torch.equal(prediction, logits.double().cpu().argmax(1).to(device))

@@ -32,7 +32,7 @@ def test_softmax_module_computes_the_function(module, function):
     assert repr(module(dim=1)) == f"{module.__name__}(dim=1)"
 
 
-# each option alone, so that none is hidden behind another
+# each option alone, so none masks another
 @pytest.mark.parametrize(
     "options",
     [
@@ -59,7 +59,7 @@ def test_cross_entropy_module_works_in_place():
     torch.testing.assert_close(logits.detach().sum(1), torch.zeros(5))
 
 
-def test_cross_entropy_module_is_torchs_and_shows_its_settings():
+def test_cross_entropy_module_is_a_subclass_and_shows_its_options():
     weight = torch.rand(4)
     module = torch_softmax.CrossEntropyLoss(weight, reduction="sum", label_smoothing=0.1)
     assert torch.equal(module.state_dict()["weight"], weight)

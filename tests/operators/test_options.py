@@ -1,4 +1,4 @@
-"""What cross_entropy offers beyond PyTorch: z_loss, softcap and logit_scale."""
+"""Options of cross_entropy beyond PyTorch's: z_loss, softcap and logit_scale."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ OPTIONS = [
     {"logit_scale": -1.5},
     {"z_loss": 0.1, "softcap": 3.0, "logit_scale": 0.5, "label_smoothing": 0.2},
 ]
-# few classes in a partial block, one block a row, several blocks a row
+# few classes in a partial block, one block per row, several blocks per row
 SHAPES = [(37, 10), (3, 1000), (2, 20_011)]
 
 
@@ -36,7 +36,7 @@ def test_options_are_as_accurate_as_their_definition(shape, options, soft, dtype
 # 10 and 33 leave masked columns in a block, 20,011 in the last block of a row
 @pytest.mark.parametrize(("n_cols", "softcap"), [(10, 2.0), (33, 5.0), (20_011, 2.0)])
 def test_break_01_softcap_ignores_masked_columns(softcap, n_cols, device):
-    # these logits become -softcap, and so would padding of -inf: it would weigh as much as a class
+    # these logits become -softcap, as would padding of -inf, which then would count as a class
     logits = torch.randn(3, n_cols, device=device) - 10 * softcap
     target = some_classes(logits)
     assert_agrees(

@@ -1,4 +1,4 @@
-"""Our operators under PyTorch's names."""
+"""patch(), which replaces PyTorch's functions."""
 
 import inspect
 
@@ -19,7 +19,7 @@ def names():
     return (F.cross_entropy, F.softmax, F.log_softmax, nn.CrossEntropyLoss)
 
 
-def test_patch_makes_torchs_names_ours_and_restores_them():
+def test_patch_replaces_torchs_functions_and_restores_them():
     with torch_softmax.patch():
         assert nn.CrossEntropyLoss is torch_softmax.CrossEntropyLoss
         assert not set(names()) & set(ORIGINALS)
@@ -43,7 +43,7 @@ def test_patch_takes_torchs_arguments(name):
     assert [p.default for p in ours.values()] == [p.default for p in theirs.values()]
 
 
-def test_patch_reaches_modules_that_exist_and_deprecated_arguments():
+def test_patch_applies_to_existing_modules_and_deprecated_arguments():
     criterion, layer = nn.CrossEntropyLoss(label_smoothing=0.1), nn.Softmax(1)
     calls = (
         lambda: criterion(LOGITS, TARGET),

@@ -1,4 +1,4 @@
-"""What is lost where numbers are rounded: sums, small gradients, small losses."""
+"""Rounding: sums, small gradients, small losses."""
 
 import itertools
 
@@ -16,7 +16,7 @@ HALF_DTYPES = (torch.float16, torch.bfloat16)
 
 @with_and_without_compiler
 def test_cross_entropy_keeps_small_losses_of_large_logits(device):
-    # the log-sum-exp near 10,000, rounded to float32, would leave three correct digits
+    # a log-sum-exp near 10,000 rounded to float32 would leave the loss three correct digits
     logits = 10_000 + torch.randn(20, 10, device=device)
     target = torch.arange(20, device=device) % 10
     assert_cross_entropy_agrees(logits, target, reduction="none")
@@ -39,11 +39,11 @@ def test_cross_entropy_scales_a_float16_gradient_before_rounding_it(device):
     exact = logits.detach().double().requires_grad_()
     (expected,) = torch.autograd.grad(2**14 * F.cross_entropy(exact, target), exact)
     torch.testing.assert_close(actual, expected.half())
-    # what no scale brings back once it is rounded
+    # gradients that underflow to 0 in float16 unless they are scaled first
     assert (expected / 2**14).half().eq(0).any()
 
 
-# beyond the largest float16, 65504, lie the number of rows and the sum of the weights
+# the number of rows and the sum of the weights exceed the largest float16, 65504
 @pytest.mark.parametrize(
     ("reduction", "dtype", "n_rows"),
     [
@@ -56,7 +56,7 @@ def test_cross_entropy_scales_a_float16_gradient_before_rounding_it(device):
 @pytest.mark.parametrize("soft", [False, True])
 @with_and_without_compiler
 def test_break_09_half_precision_counts_beyond_65504(soft, reduction, dtype, n_rows, device):
-    # small losses, whose sum float16 still holds
+    # small losses, whose sum float16 can represent
     logits = torch.tensor([0.0, 5.0], dtype=dtype, device=device).repeat(n_rows, 1)
     target = torch.ones(n_rows, dtype=torch.long, device=device)
     target = F.one_hot(target).to(dtype) if soft else target
@@ -82,6 +82,6 @@ def test_break_10_a_confident_rows_gradient_survives_rounding(dtype, soft, devic
     _, dlogits = value_and_gradients(torch_softmax.cross_entropy, logits, target)
     target = target.double() if soft else target
     _, exact = value_and_gradients(F.cross_entropy, logits.double(), target)
-    # two roundings, as the interpreter truncates to bfloat16
+    # two roundings, because the interpreter truncates to bfloat16
     tolerance = {"rtol": 2 * torch.finfo(dtype).eps, "atol": torch.finfo(dtype).tiny}
     torch.testing.assert_close(dlogits.double(), exact, **tolerance)

@@ -1,4 +1,4 @@
-"""cross_entropy against a probability per class, of which it gives a gradient too."""
+"""cross_entropy with probability targets, and their gradient."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from numerics import DTYPES
 from operator_pairs import assert_cross_entropy_agrees
 from pairwise import pairwise
 
-# few classes with a partial last block of rows, one block a row, several blocks a row
+# few classes with a partial last block of rows, one block per row, several blocks per row
 SHAPES = [(300, 10), (3, 1000), (2, 20_011)]
 OPTIONS = [{}, {"reduction": "none", "label_smoothing": 0.1}, {"reduction": "sum"}]
 
@@ -28,12 +28,12 @@ def test_probability_targets_are_as_accurate_as_in_torch(shape, options, weighte
 
 @pytest.mark.parametrize("shape", [(7,), (3, 7), (3, 7, 5), (2, 7, 3, 4)])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_probability_targets_take_every_shape(shape, options, device):
+def test_probability_targets_accept_every_shape(shape, options, device):
     target = torch.rand(shape, device=device, requires_grad=True)
     assert_cross_entropy_agrees(torch.randn(shape, device=device), target, **options)
 
 
-def test_probability_targets_take_a_layout_of_their_own(device):
+def test_probability_targets_may_have_another_layout_than_the_logits(device):
     logits = torch.randn(3, 7, 4, 6, device=device)
     target = torch.rand(3, 7, 4, 6, device=device, requires_grad=True)
     channels_last = {"memory_format": torch.channels_last}

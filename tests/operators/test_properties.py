@@ -1,4 +1,4 @@
-"""What holds of softmax and cross-entropy whatever the input, on inputs that Hypothesis draws."""
+"""Properties of softmax and cross-entropy for any input, on inputs drawn by Hypothesis."""
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ def test_softmax_is_the_exponential_of_log_softmax(device, shape, seed, spread, 
     log_y = torch_softmax.log_softmax(x, 1)
     assert (log_y <= 0).all()
     torch.testing.assert_close(log_y.exp(), torch_softmax.softmax(x, 1))
-    # logits that are normalized already stay
+    # normalized logits do not change
     torch.testing.assert_close(torch_softmax.log_softmax(log_y, 1), log_y)
 
 
@@ -36,7 +36,7 @@ def test_softmax_is_the_exponential_of_log_softmax(device, shape, seed, spread, 
 @given(SHAPES, SEEDS, st.sampled_from([-1024.0, 0.5, 64.0]), WIDE)
 def test_a_shift_of_a_row_changes_no_bit(device, shape, seed, shift, dtype):
     rows = Rows(shape, seed, device=device)
-    # multiples of 1/64, which the shift leaves exact
+    # multiples of 1/64, to which the shift is added exactly
     x = (rows.logits * 64).round().to(dtype) / 64
     for function, args in (
         (torch_softmax.softmax, (1,)),
@@ -123,8 +123,8 @@ def test_a_permutation_of_the_rows_changes_no_bit(device, shape, seed, dtype):
 @slow_property_of
 @given(SHAPES, SEEDS, WIDE, st.integers(1, 3))
 def test_rows_computed_apart_have_the_same_bits(device, shape, seed, dtype, n_parts):
-    # whole tiles, as a GPU adds up a row in an order that depends on the tile, and two rows at
-    # least, as PyTorch on a CPU adds up a single one in as many pieces as there are threads
+    # whole tiles, because on a GPU the order of a row's sum depends on the tile; at least two rows,
+    # because PyTorch on a CPU splits the sum of a single row among threads
     n_rows = n_parts * max(2, 2048 // shape[1])
     rows = Rows((n_rows, shape[1]), seed, dtype=dtype, device=device)
     together = row_results(rows.logits, rows.ignoring)
@@ -132,7 +132,7 @@ def test_rows_computed_apart_have_the_same_bits(device, shape, seed, dtype, n_pa
         row_results(*part)
         for part in zip(rows.logits.chunk(n_parts), rows.ignoring.chunk(n_parts), strict=True)
     ]
-    # the interpreter adds up in one order wherever a row begins
+    # the interpreter sums in one order, whatever the alignment of the row
     exact = {"rtol": 0, "atol": 0}
     tolerance = exact if device.type == "cpu" else tolerance_between_places(rows.logits)
     for whole, *parts in zip(together, *apart, strict=True):

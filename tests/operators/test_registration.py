@@ -1,4 +1,4 @@
-"""The registered operators, called directly: PyTorch's checks, their definition, their bounds."""
+"""The registered operators, called directly: opcheck, agreement with the reference, bounds."""
 
 import pytest
 import torch
@@ -64,7 +64,7 @@ def test_opcheck_finds_no_fault_in_the_registration(name, device):
         torch.library.opcheck(getattr(OPERATORS, name).default, arguments)
 
 
-def test_opcheck_is_asked_of_every_operator():
+def test_opcheck_covers_every_operator():
     registered = {
         schema.name.partition("::")[2]
         for schema in torch._C._jit_get_all_schemas()
@@ -98,7 +98,7 @@ def test_reference_defines_what_the_kernels_compute(kernel_device):
             )
 
 
-# longer than a tile of these small tensors, so that a store without its mask ends in it
+# longer than a tile of these small tensors, so a store without its mask ends in the margin
 MARGIN = 4096
 CANARY = 77
 NAMES = tuple(operator_arguments("cpu"))
@@ -127,7 +127,7 @@ def margins(monkeypatch):
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith("inplace")])
-def test_kernels_write_nothing_beside_their_results(name, kernel_device, margins):
+def test_kernels_write_nothing_outside_their_results(name, kernel_device, margins):
     for arguments in operator_arguments(kernel_device)[name]:
         getattr(OPERATORS, name)(*arguments)
     for buffer in margins:
@@ -135,7 +135,7 @@ def test_kernels_write_nothing_beside_their_results(name, kernel_device, margins
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("inplace")])
-def test_kernels_overwrite_nothing_beside_their_rows(name, kernel_device):
+def test_kernels_overwrite_nothing_outside_their_rows(name, kernel_device):
     for x, *others in operator_arguments(kernel_device)[name]:
         buffer = torch.full((40, 50, 90), float(CANARY), device=kernel_device)
         inside = buffer[20:22, 20:23, 40:45]

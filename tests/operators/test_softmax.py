@@ -14,7 +14,7 @@ OPERATORS = [
     pytest.param(torch_softmax.log_softmax, F.log_softmax, id="log_softmax"),
 ]
 each_operator_of_dim = pytest.mark.parametrize(("operator", "torch_operator"), OPERATORS)
-# few classes in a partial last block of rows, one element, one block a row, several blocks a row
+# few classes in a partial last block of rows, one element, one and several blocks per row
 SHAPES = [(300, 10), (1, 1), (5, 1000), (2, 20_011)]
 
 
@@ -47,7 +47,7 @@ def test_softmax_takes_any_axis_of_any_layout(operator, torch_operator, dim, lay
 
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (2, 0, 4), ()])
 @each_operator_of_dim
-def test_softmax_of_nothing_is_as_in_torch(operator, torch_operator, shape, device):
+def test_softmax_of_an_empty_tensor_is_as_in_torch(operator, torch_operator, shape, device):
     x = torch.randn(shape, device=device)
     dim = min(1, max(x.dim() - 1, 0))
     torch.testing.assert_close(
@@ -56,7 +56,7 @@ def test_softmax_of_nothing_is_as_in_torch(operator, torch_operator, shape, devi
     )
 
 
-# one block of several rows, one block a row, several blocks a row
+# one block of several rows, one block per row, several blocks per row
 @pytest.mark.parametrize("n_cols", [10, 1000, 20_011])
 @each_softmax
 def test_softmax_of_infinities_is_as_in_torch(ours, theirs, n_cols, device):

@@ -1,4 +1,4 @@
-"""What cross_entropy_with_stats tells of each row beside its loss."""
+"""The statistics that cross_entropy_with_stats returns for each row."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def test_statistics_are_those_of_the_capped_logits(soft, shape, device):
         target = F.one_hot(target, shape[1]).float()
     options = {"softcap": 4.0, "logit_scale": 1.5}
     stats = torch_softmax.cross_entropy_with_stats(logits, target, **options)
-    # on a GPU two kernels, which add up the rows in another order
+    # on a GPU two kernels, which sum the rows in different orders
     tolerance = {"rtol": 0, "atol": 0} if logits.is_cpu else {}
     loss = torch_softmax.cross_entropy(logits, target, **options)
     torch.testing.assert_close(stats.loss, loss, **tolerance)

@@ -1,4 +1,4 @@
-"""Targets of every integer type, and targets that are neither a class nor ignored."""
+"""Targets of every integer type, and invalid targets."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def test_break_18_every_integer_target_is_as_good_as_int64(dtype, device):
     logits = torch.randn(5, 10, device=device)
     target = torch.tensor([1, 9, 0, 3, 3], device=device)
     expected = value_and_gradients(F.cross_entropy, logits, target)
-    # -100 is 156 in uint8, and 2**40 is 0 in int32: an ignore_index may not wrap
+    # -100 would wrap to 156 in uint8, and 2**40 to 0 in int32: an ignore_index must not wrap
     for ignore_index in (-100, 2**40, -253):
         actual = value_and_gradients(
             torch_softmax.cross_entropy, logits, target.to(dtype), ignore_index=ignore_index
@@ -39,17 +39,17 @@ def test_break_18_int32_targets_ignore_rows_as_int64_does(device):
 
 
 @pytest.mark.parametrize("target", [[0, 10], [-1, 3]])
-def test_cross_entropy_refuses_a_target_that_is_no_class(target):
+def test_cross_entropy_refuses_an_invalid_target(target):
     with pytest.raises(IndexError, match=r"target in \[0, 10\) or equal to ignore_index, got"):
         torch_softmax.cross_entropy(torch.randn(2, 10), torch.tensor(target))
 
 
-# just outside, outside of what one row and all rows hold, and outside of int32
+# just outside the classes, outside the row, outside all rows, and outside int32
 @pytest.mark.parametrize(
     ("bad", "reduction", "weighted"),
     pairwise([10, -1, 100, 2**31, -(2**62)], ["none", "mean"], [False, True]),
 )
-def test_break_15_a_target_that_is_no_class_never_reads_another_row(
+def test_break_15_an_invalid_target_never_reads_another_row(
     bad, reduction, weighted, kernel_device
 ):
     logits = torch.randn(4, 10, device=kernel_device)
@@ -69,7 +69,7 @@ def test_break_15_a_target_that_is_no_class_never_reads_another_row(
     assert dlogits[1].isnan().all()
 
 
-def test_issue_a_wrong_target_is_not_taken_for_an_ignored_one():
+def test_issue_an_invalid_target_is_not_ignored():
     """Pytorch 12670: -4 beside ignore_index=-1 gave a loss that changed from run to run."""
     with pytest.raises(IndexError, match="got -4"):
         torch_softmax.cross_entropy(
@@ -77,7 +77,7 @@ def test_issue_a_wrong_target_is_not_taken_for_an_ignored_one():
         )
 
 
-def test_issue_kernels_do_not_take_a_wrong_target_for_an_ignored_one(kernel_device):
+def test_issue_kernels_do_not_ignore_an_invalid_target(kernel_device):
     """Pytorch 12670, where raising would have to wait for the device."""
     logits = torch.randn(3, 5, device=kernel_device)
     target = torch.tensor([2, -1, -4], device=kernel_device)

@@ -1,7 +1,7 @@
-"""The operators on the CPU, in blocks of rows that stay in the cache.
+"""The operators on the CPU: compiled C code, or PyTorch in blocks of rows that fit the cache.
 
-A fresh large tensor costs the CPU more than the arithmetic on it, a page fault for every 4 KiB:
-only results are allocated whole, and intermediate results are as large as a block.
+New memory costs a page fault for every 4 KiB, which takes longer than the arithmetic on it. So only
+results are allocated whole; intermediate results are as large as a tile or block.
 """
 
 from torch_softmax._cpu.cross_entropy import (

@@ -1,9 +1,9 @@
-/* What Python passes to the functions of the module. */
+/* Conversion of Python arguments to a Problem. */
 
 #ifndef TORCH_SOFTMAX_ARGUMENTS_H
 #define TORCH_SOFTMAX_ARGUMENTS_H
 
-/* what the functions read of tensors, made once */
+/* attribute names and dtypes, created once at import */
 static PyObject *data_ptr, *dtype, *shape, *stride, *dtypes[N_TYPES];
 static const char *const DTYPE_NAMES[N_TYPES] = {"float32", "float64", "bfloat16", "float16", "int64"};
 
@@ -31,7 +31,7 @@ static int read_type(PyObject *tensor, Type *type)
     return PyErr_Occurred() ? -1 : 0;
 }
 
-/* a tensor of one to three axes, the classes last: sizes outer, inner and classes */
+/* a tensor of one to three axes, the class axis last: sizes outer, inner and classes */
 static int read_rows(PyObject *tensor, Rows *rows, int64_t sizes[3])
 {
     int64_t strides[3] = {0, 0, 0};
@@ -55,7 +55,7 @@ static int read_rows(PyObject *tensor, Rows *rows, int64_t sizes[3])
     return PyErr_Occurred() ? -1 : 0;
 }
 
-/* another tensor of the shape of logits */
+/* another tensor in the shape of logits */
 static int read_like(PyObject *tensor, const Problem *p, Rows *rows)
 {
     int64_t sizes[3];
@@ -69,7 +69,7 @@ static int read_like(PyObject *tensor, const Problem *p, Rows *rows)
     return -1;
 }
 
-/* logits, dlogits and target: what every function has */
+/* logits, dlogits and target, which every function takes */
 static int read_problem(PyObject *logits, PyObject *dlogits, PyObject *target, Problem *p)
 {
     int64_t sizes[3];
@@ -89,8 +89,8 @@ static int read_problem(PyObject *logits, PyObject *dlogits, PyObject *target, P
                                 : read_like(target, p, &p->probabilities);
 }
 
-/* Copies class weights, or ones for None, in the type of the arithmetic, with zeros after them that
-   fill the last step of a row. */
+/* Copies class weights, or ones for None, in the type of the arithmetic, padded with zeros to the
+   last step of a row. */
 static int read_weight(PyObject *tensor, Problem *p)
 {
     Rows weight = {0};
@@ -120,7 +120,7 @@ static int read_weight(PyObject *tensor, Problem *p)
     return 0;
 }
 
-/* a number, or what value is where there is None */
+/* a number; None leaves *value as it is */
 static int read_number(PyObject *number, double *value)
 {
     if (number != Py_None)

@@ -1,6 +1,6 @@
-/* Losses and coefficients, one of each row. Included once for each REAL. */
+/* Losses and gradient coefficients of each row. Included once for each REAL. */
 
-/* the loss of the tile's rows, and the coefficients of their gradients */
+/* the sum of the losses of a tile's rows; sets the coefficients of their gradients */
 INLINE double NAME(loss_terms)(const Problem *p, NAME(Tile) *t, int is_row)
 {
     const REAL nll_factor = (REAL)p->nll_factor, smooth_factor = (REAL)p->smooth_factor;
@@ -21,7 +21,8 @@ INLINE double NAME(loss_terms)(const Problem *p, NAME(Tile) *t, int is_row)
             loss += z_loss * lse * lse;
             of_lse += 2 * z_loss * lse;
         }
-        /* not as products: an ignored row may hold NaN, and the mean of no row an infinite factor */
+        /* selected, not multiplied: an ignored row may be NaN, and the factor of a mean of no row
+           infinite */
         const int is_counted = t->is_counted[i] != 0;
         losses[i] = is_counted ? loss : 0;
         t->a[i] = is_counted ? of_lse * factor / t->sum[i] : 0;
@@ -55,7 +56,7 @@ INLINE void NAME(store_statistics)(const Problem *p, const NAME(Tile) *t, int64_
     }
 }
 
-/* coefficients that the caller gives */
+/* coefficients passed by the caller */
 INLINE void NAME(load_coefficients)(const Problem *p, NAME(Tile) *t, int64_t first, int is_row)
 {
     const RowTensors *in = &p->rows;

@@ -1,4 +1,4 @@
-/* Cross-entropy of rows of logits and its gradient, in one pass over them: the module. */
+/* Python module: cross-entropy of rows of logits and its gradient, in one pass over the rows. */
 
 /* one module for every Python from 3.11 on */
 #define Py_LIMITED_API 0x030b0000
@@ -47,7 +47,7 @@ static int64_t count_rows(const Problem *p, int64_t *n_bad)
     return p->n_rows - n_ignored;
 }
 
-/* what a mean divides by; sets *bad to a row whose target is no class */
+/* the denominator of the mean; sets *bad to a row whose target is not a class */
 static double denominator_of(const Problem *p, int64_t *bad)
 {
     if (!p->target)
@@ -71,8 +71,8 @@ static double denominator_of(const Problem *p, int64_t *bad)
     return p->class_weight ? total : (double)n_counted;
 }
 
-/* Computes without Python's lock. Returns the loss, None for other operations, or as an int the
-   target that is no class. */
+/* Computes with the GIL released. Returns the loss, None for other operations, or an int: a target
+   that is not a class. */
 static PyObject *run(Problem *p)
 {
     double loss = 0;
@@ -104,7 +104,7 @@ static PyObject *run_if(int is_read, Problem *p)
     return result;
 }
 
-/* see compiled.pyi for this and the other functions */
+/* compiled.pyi documents this and the other functions */
 static PyObject *cross_entropy_loss(PyObject *module, PyObject *const *args, Py_ssize_t n_args)
 {
     if (n_args != 12)

@@ -1,9 +1,9 @@
 from torch import Tensor
 
-# Logits and tensors of their shape have up to three axes, the classes last. A target is contiguous
-# int64, one class of each row, or floating probabilities in the shape of logits. Tensors of one
-# element for each row are contiguous and float32, float64 for float64; their sizes are not checked.
-# An int that is returned is a target that is no class; then nothing has been written.
+# Logits and tensors of their shape have up to three axes, the class axis last. A target holds one
+# class per row, contiguous int64, or floating-point probabilities in the shape of logits. Tensors
+# with one element per row are contiguous and float32, float64 for float64; their sizes are not
+# checked. A result of type int is a target that is not a class; then nothing has been written.
 
 def cross_entropy_loss(
     logits: Tensor,
@@ -20,7 +20,7 @@ def cross_entropy_loss(
     n_threads: int,
     /,
 ) -> float | int:
-    """The loss; its gradient goes to dlogits, which may be logits."""
+    """The loss; the gradient goes to dlogits, which may be logits."""
 
 def cross_entropy_forward(
     logits: Tensor,
@@ -38,7 +38,7 @@ def cross_entropy_forward(
     n_threads: int,
     /,
 ) -> int | None:
-    """The losses and statistics of each row; an output without elements is left out."""
+    """The losses and statistics of each row; an empty output is not computed."""
 
 def cross_entropy_backward(
     logits: Tensor,
@@ -55,7 +55,7 @@ def cross_entropy_backward(
     n_threads: int,
     /,
 ) -> None:
-    """The gradient, in dlogits, which may be logits."""
+    """The gradient, written to dlogits, which may be logits."""
 
 def tile_shape(logits: Tensor, dlogits: Tensor | None, /) -> tuple[int, int]:
-    """Rows and classes of a tile; one row has its classes rounded up to whole vectors."""
+    """Rows and classes of a tile; a tile of one row has its classes rounded up to vectors."""

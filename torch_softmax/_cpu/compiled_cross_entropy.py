@@ -1,7 +1,7 @@
 """Cross-entropy in one call of compiled code.
 
-``compiled.c`` is compiled when the package is installed, if there is a compiler. For few rows the
-calls of PyTorch's operators would be the whole cost, and for many rows their intermediate results.
+``compiled.c`` is compiled when the package is installed, if there is a compiler. With PyTorch's
+operators, few rows would cost mostly calls, and many rows mostly intermediate results.
 """
 
 import torch
@@ -25,7 +25,7 @@ def compiled_loss(
     denominator: Tensor | None,
     options: LossOptions,
 ) -> float:
-    """Sum or mean of the losses; their gradient goes to dlogits, which may be logits."""
+    """Sum or mean of the losses; the gradient goes to ``dlogits``, which may be ``logits``."""
     n_classes = logits.shape[-1]
     logits, target = _collapsed(logits, target)
     if dlogits is not None:
@@ -57,7 +57,7 @@ def compiled_forward(
     logit_scale: float,
     softcap: float | None,
 ) -> None:
-    """``reference.cross_entropy_forward`` into ``outputs``."""
+    """Write the results of ``reference.cross_entropy_forward`` to ``outputs``."""
     n_classes = logits.shape[-1]
     logits, target = _collapsed(logits, target)
     options = (logit_scale, softcap, *outputs, torch.get_num_threads())
@@ -79,9 +79,9 @@ def compiled_backward(
     logit_scale: float,
     softcap: float | None,
 ) -> None:
-    """``reference.cross_entropy_backward`` into ``dlogits``, which may be logits."""
+    """Write ``reference.cross_entropy_backward`` to ``dlogits``, which may be ``logits``."""
     dtype = compute_dtype(logits.dtype)
-    # gradients may be expanded
+    # contiguous, because incoming gradients may be expanded
     stats, a, b = (t.to(dtype).contiguous() for t in (softmax_stats, a, b))
     s, e = (None if t is None else t.to(dtype).contiguous() for t in (s, e))
     logits, target = _collapsed(logits, target)
@@ -102,7 +102,7 @@ def compiled_backward(
 
 
 def _collapsed(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """The tensors as compiled code takes them: batch dims collapsed into two, int64 classes."""
+    """The tensors with batch dims collapsed into two, and class indices as int64."""
     is_classes = not target.is_floating_point()
     if is_classes and (target.dtype is not torch.int64 or not target.is_contiguous()):
         target = target.long().contiguous()

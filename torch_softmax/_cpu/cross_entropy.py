@@ -1,4 +1,4 @@
-"""The cross-entropy operators: compiled, or in blocks where there was no compiler."""
+"""The cross-entropy operators: compiled code, or blocks of PyTorch's operators without it."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Cross-entropy without a compiler: the reference, in blocks of rows that stay in the cache."""
+"""Cross-entropy without the compiled module: the reference in blocks of rows that fit the cache."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch_softmax._cpu.class_error import class_error
 from torch_softmax._layout import (
     RowOutputs,
     empty_row_outputs,
-    wanted_outputs,
+    enabled_outputs,
 )
 from torch_softmax._options import LossOptions
 
@@ -24,10 +24,8 @@ def loss_in_blocks(
     denominator: Tensor | None,
     options: LossOptions,
 ) -> float:
-    """Sum or mean of the losses; their gradient goes to dlogits, which may be logits."""
-    target, class_weight, terms = reference.fold_options(
-        logits, target, weight, denominator, options
-    )
+    """Sum or mean of the losses; the gradient goes to ``dlogits``, which may be ``logits``."""
+    target, class_weight, terms = reference.loss_terms(logits, target, weight, denominator, options)
     rows = empty_row_outputs(logits, target, class_weight, with_entropy=False)
     scaling = (options.logit_scale, options.softcap)
     forward_in_blocks(rows, logits, target, class_weight, *scaling)
@@ -47,12 +45,14 @@ def forward_in_blocks(
     logit_scale: float,
     softcap: float | None,
 ) -> None:
-    """``reference.cross_entropy_forward`` into ``outputs``."""
+    """Write the results of ``reference.cross_entropy_forward`` to ``outputs``."""
     check_classes(target, logits.shape[-1])
     with_entropy = outputs.entropy.numel() > 0
     options = (class_weight, logit_scale, softcap, with_entropy)
-    wanted = wanted_outputs(target, class_weight, with_entropy)
-    row_outputs = [output if want else None for output, want in zip(outputs, wanted, strict=True)]
+    enabled = enabled_outputs(target, class_weight, with_entropy)
+    row_outputs = [
+        output if is_enabled else None for output, is_enabled in zip(outputs, enabled, strict=True)
+    ]
     for x, t, *block_outputs in row_blocks(logits, target, *row_outputs):
         _copy(block_outputs, reference.cross_entropy_forward(x, t, *options))
 
@@ -69,7 +69,7 @@ def backward_in_blocks(
     e: Tensor | None,
     *scaling: Any,
 ) -> None:
-    """``reference.cross_entropy_backward`` into ``dlogits``, which may be logits."""
+    """Write ``reference.cross_entropy_backward`` to ``dlogits``, which may be ``logits``."""
     for dx, x, t, *rows in row_blocks(dlogits, logits, target, softmax_stats, a, b, s, e):
         dx.copy_(reference.cross_entropy_backward(x, t, class_weight, *rows, *scaling))
 

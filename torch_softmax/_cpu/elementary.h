@@ -8,7 +8,7 @@
 #include <stdint.h>
 #include <string.h>
 
-/* inlined everywhere: arguments that are constant in the caller are constant here */
+/* inlined everywhere, so constant arguments of the caller become constants here */
 #define INLINE static inline __attribute__((always_inline))
 
 /* exp(x) for x <= 0, to 1 ulp, and 0 below the normal numbers; the polynomial of Cephes' expf */
@@ -25,7 +25,7 @@ INLINE float exp_below_float(float x)
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
-    /* n = -127 gives the power 0; for NaN the bits mean nothing, but NaN times them is NaN */
+    /* n = -127 gives the power 0; for NaN the power is arbitrary, but p is NaN */
     uint32_t bits;
     memcpy(&bits, &shifted, sizeof bits);
     bits = (bits - 0x4b400000u + 127u) << 23;
@@ -99,7 +99,7 @@ INLINE double log_above_double(double x)
     double f, n;
     memcpy(&f, &mantissa, sizeof f);
     f -= 1.0;
-    /* an integer below 2**52 in the last bits of 2**52: AVX2 converts no 64-bit integers */
+    /* adds an integer below 2**52 to the mantissa of 2**52: AVX2 cannot convert 64-bit integers */
     const uint64_t n_bits = 0x4330000000000000u + (offset >> 52);
     memcpy(&n, &n_bits, sizeof n);
     n -= 4503599627370496.0;
@@ -115,8 +115,8 @@ INLINE double log_above_double(double x)
     return x == 0 ? -INFINITY : n * 6.93147180369123816490e-01 - ((half_square - low) - f) + (x - x);
 }
 
-/* tanh(x) and its derivative, to 2 ulp. The derivative as 4 t / (1 + t)**2 with t = exp(-2 |x|),
-   because 1 - tanh(x)**2 cancels; the odd polynomials of Cephes near 0, where 1 - t cancels. */
+/* tanh(x) and its derivative, to 2 ulp. The derivative is 4 t / (1 + t)**2 with t = exp(-2 |x|),
+   because 1 - tanh(x)**2 cancels. Near 0, where 1 - t cancels, tanh is an odd polynomial of Cephes. */
 INLINE float tanh_float(float x, float *derivative)
 {
     const float t = exp_below_float(-2.0f * fabsf(x)), z = x * x;

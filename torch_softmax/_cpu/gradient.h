@@ -10,7 +10,7 @@ INLINE void NAME(gradient_through_p)(NAME(Tile) *t, int with_e, int is_row)
         for (int64_t i = 0; i < n; i++) {
             const REAL below = x[i] - OF_ROW(t->row_max, i), exp_x = NAME(exp_below)(below);
             const REAL log_p = below - OF_ROW(t->log_sum, i);
-            /* p = 0 counts as 0, whatever its logarithm */
+            /* a class with p = 0 contributes 0, although its logarithm is -inf */
             const REAL of_log_p = with_e ? OF_ROW(t->e, i) * (log_p == -INFINITY ? 0 : log_p) : 0;
             const REAL of_p = OF_ROW(t->a, i) - of_log_p;
             x[i] = of_p == 0 ? 0 : of_p * exp_x;
@@ -18,8 +18,8 @@ INLINE void NAME(gradient_through_p)(NAME(Tile) *t, int with_e, int is_row)
     }
 }
 
-/* out = a * x - b * (onehot(t) or w * q) - s * w, times the softcap's derivative; out may be x,
-   which for given coefficients is a * p already */
+/* out = (a * x - b * (onehot(t) or w * q) - s * w) * softcap_grad; out may be x. In a BACKWARD
+   operation x is already the term through p. */
 INLINE void NAME(gradient)(const Problem *p, const NAME(Tile) *t, REAL *out, int is_row)
 {
     const int64_t n = N_INNER(t), begin = t->begin * WIDTH(t);
@@ -30,7 +30,7 @@ INLINE void NAME(gradient)(const Problem *p, const NAME(Tile) *t, REAL *out, int
         if (p->operation == BACKWARD)
             memmove(dx, x, sizeof(REAL) * n);
         else
-            /* a row whose a is 0 has no gradient through its logits, even if they are NaN */
+            /* a row with a == 0 has no gradient through p, even if its logits are NaN */
 #pragma omp simd
             for (int64_t i = 0; i < n; i++)
                 dx[i] = OF_ROW(t->a, i) == 0 ? 0 : OF_ROW(t->a, i) * x[i];

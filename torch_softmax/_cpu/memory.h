@@ -1,4 +1,4 @@
-/* Rows between memory and a tile, in the type of the arithmetic. Included once for each REAL. */
+/* Loads and stores of a tile's rows, converted to and from REAL. Included once for each REAL. */
 
 INLINE REAL NAME(load)(const char *data, Type type, int64_t i)
 {
@@ -21,7 +21,7 @@ INLINE void NAME(store)(char *data, Type type, int64_t i, REAL x)
     }
 }
 
-/* n numbers of memory, `stride` elements apart, into x */
+/* loads n elements, `stride` elements apart, into x */
 INLINE void NAME(load_all)(const char *data, Type type, int64_t stride, int64_t n, REAL *x)
 {
 #pragma omp simd
@@ -36,7 +36,7 @@ INLINE void NAME(store_all)(char *data, Type type, int64_t stride, int64_t n, co
         NAME(store)(data, type, i * stride, x[i]);
 }
 
-/* specialized for the element types where elements are contiguous */
+/* specialized for each element type if the elements are contiguous */
 #define SPECIALIZED(CALL, data, type, stride, n, x)                      \
     if (stride != 1)                                                         \
         CALL(data, type, stride, n, x);                                      \
@@ -49,21 +49,21 @@ INLINE void NAME(store_all)(char *data, Type type, int64_t stride, int64_t n, co
     else                                                                     \
         CALL(data, FLOAT16, 1, n, x)
 
-INLINE void NAME(load_run)(const char *data, Type type, int64_t stride, int64_t n, REAL *x)
+INLINE void NAME(load_elements)(const char *data, Type type, int64_t stride, int64_t n, REAL *x)
 {
     SPECIALIZED(NAME(load_all), data, type, stride, n, x);
 }
 
-INLINE void NAME(store_run)(char *data, Type type, int64_t stride, int64_t n, const REAL *x)
+INLINE void NAME(store_elements)(char *data, Type type, int64_t stride, int64_t n, const REAL *x)
 {
     SPECIALIZED(NAME(store_all), data, type, stride, n, x);
 }
 
-/* the indices are for compilers without __builtin_shufflevector */
+/* Indices serve compilers without __builtin_shufflevector */
 typedef INDEX NAME(Indices) __attribute__((vector_size(4 * sizeof(REAL)), unused));
 typedef REAL NAME(Four) __attribute__((vector_size(4 * sizeof(REAL)), aligned(sizeof(REAL)), may_alias));
 
-/* out[j][i] = in[i][j] of n times m numbers in blocks of 4 x 4, of which the last ones overlap */
+/* out[j][i] = in[i][j] for n x m elements, in blocks of 4 x 4; the last blocks overlap */
 INLINE void NAME(transpose)(const REAL *in, int64_t in_stride, int64_t n, int64_t m, REAL *out,
                             int64_t out_stride)
 {
@@ -91,13 +91,13 @@ INLINE void NAME(transpose)(const REAL *in, int64_t in_stride, int64_t n, int64_
         }
 }
 
-/* Whether rows go through a transposition. Longer ones would be read ahead of their use. */
+/* Whether rows are loaded and stored through a transposition. */
 INLINE int NAME(is_transposed)(const Problem *p, const Rows *rows)
 {
     return rows->class_stride == 1 && p->n_classes <= MAX_TRANSPOSED_CLASSES;
 }
 
-/* rows from `first` on, or the range of one row, into x[step][width]; `beyond` fills the rest */
+/* loads rows from `first` on, or the range of one row, into x[step][width], padded with `beyond` */
 INLINE void NAME(load_rows)(const Problem *p, const NAME(Tile) *t, const Rows *rows, int64_t first,
                             REAL *x, REAL beyond, int is_row)
 {
@@ -106,7 +106,7 @@ INLINE void NAME(load_rows)(const Problem *p, const NAME(Tile) *t, const Rows *r
     const char *data = rows->data + offset_of(p, rows, first) * bytes;
     if (is_row) {
         const int64_t begin = t->begin * width, end = t->end * width, n = (end < C ? end : C) - begin;
-        NAME(load_run)(data + begin * class_bytes, rows->type, rows->class_stride, n, x + begin);
+        NAME(load_elements)(data + begin * class_bytes, rows->type, rows->class_stride, n, x + begin);
         for (int64_t i = C; i < end; i++)
             x[i] = beyond;
         return;
@@ -116,11 +116,11 @@ INLINE void NAME(load_rows)(const Problem *p, const NAME(Tile) *t, const Rows *r
             x[i] = beyond;
     if (!NAME(is_transposed)(p, rows)) {
         for (int64_t c = 0; c < C; c++) {
-            const char *run = data + c * class_bytes;
-            /* the processor foresees a few streams, not one for each class */
+            const char *column = data + c * class_bytes;
+            /* hardware prefetches only a few streams, not one per class */
             for (int64_t i = 0; i < width; i += 64 / bytes)
-                __builtin_prefetch(run + (width + i) * row_bytes);
-            NAME(load_run)(run, rows->type, rows->row_stride, t->n_rows, x + c * width);
+                __builtin_prefetch(column + (width + i) * row_bytes);
+            NAME(load_elements)(column, rows->type, rows->row_stride, t->n_rows, x + c * width);
         }
         return;
     }
@@ -129,11 +129,11 @@ INLINE void NAME(load_rows)(const Problem *p, const NAME(Tile) *t, const Rows *r
         return;
     }
     for (int64_t row = 0; row < t->n_rows; row++)
-        NAME(load_run)(data + row * row_bytes, rows->type, 1, C, t->staging + row * C);
+        NAME(load_elements)(data + row * row_bytes, rows->type, 1, C, t->staging + row * C);
     NAME(transpose)(t->staging, C, t->n_rows, C, x, width);
 }
 
-/* the reverse of load_rows; x begins with the range */
+/* stores what load_rows loads; x begins at the range */
 INLINE void NAME(store_rows)(const Problem *p, const NAME(Tile) *t, const Rows *rows, int64_t first,
                              const REAL *x, int is_row)
 {
@@ -142,12 +142,12 @@ INLINE void NAME(store_rows)(const Problem *p, const NAME(Tile) *t, const Rows *
     char *data = rows->data + offset_of(p, rows, first) * bytes;
     if (is_row) {
         const int64_t begin = t->begin * width, end = t->end * width, n = (end < C ? end : C) - begin;
-        NAME(store_run)(data + begin * class_bytes, rows->type, rows->class_stride, n, x);
+        NAME(store_elements)(data + begin * class_bytes, rows->type, rows->class_stride, n, x);
         return;
     }
     if (!NAME(is_transposed)(p, rows)) {
         for (int64_t c = 0; c < C; c++)
-            NAME(store_run)(data + c * class_bytes, rows->type, rows->row_stride, t->n_rows,
+            NAME(store_elements)(data + c * class_bytes, rows->type, rows->row_stride, t->n_rows,
                             x + c * width);
         return;
     }
@@ -157,5 +157,5 @@ INLINE void NAME(store_rows)(const Problem *p, const NAME(Tile) *t, const Rows *
     }
     NAME(transpose)(x, width, C, t->n_rows, t->staging, C);
     for (int64_t row = 0; row < t->n_rows; row++)
-        NAME(store_run)(data + row * row_bytes, rows->type, 1, C, t->staging + row * C);
+        NAME(store_elements)(data + row * row_bytes, rows->type, 1, C, t->staging + row * C);
 }

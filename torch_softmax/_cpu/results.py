@@ -1,4 +1,4 @@
-"""Memory for results."""
+"""Allocation of results, in huge pages where they are large."""
 
 import ctypes
 import functools
@@ -11,8 +11,8 @@ from torch import Tensor
 from torch_softmax._layout import empty_rows_like
 
 HUGE_PAGE_BYTES = 2 * 2**20
-# from 32 MiB on glibc takes fresh pages for every tensor, and from half of that where it has given
-# its heap back to the system; smaller ones lie where others have lain
+# glibc maps new pages for every tensor of 32 MiB or more, or of half of that after it has trimmed
+# its heap; it reuses memory for smaller tensors
 MIN_FRESH_BYTES = 16 * 2**20
 
 
@@ -27,10 +27,10 @@ def empty_result(shape: torch.Size, dtype: torch.dtype) -> Tensor:
 
 
 def _in_huge_pages(y: Tensor) -> Tensor:
-    """``y``, in huge pages where it is large and the system has them.
+    """``y``, with huge pages advised if it is large and the system has them.
 
-    The first write to a page makes it: 63 ms for the pages of 128 MiB, and 14 ms for huge ones (AMD
-    EPYC, Linux 6, one core). Advice that is not taken costs nothing.
+    The first write to a page allocates it: 63 ms for 128 MiB of ordinary pages, 14 ms for huge
+    pages (AMD EPYC, Linux 6, one core). The advice costs nothing where the system ignores it.
     """
     if y.nbytes < MIN_FRESH_BYTES or sys.platform != "linux":
         return y
@@ -42,5 +42,5 @@ def _in_huge_pages(y: Tensor) -> Tensor:
 
 @functools.cache
 def _libc() -> ctypes.CDLL:
-    # opening it takes 0.1 ms, as long as 256 KiB of page faults
+    # cached: opening the library takes 0.1 ms, as long as the page faults of 256 KiB
     return ctypes.CDLL(None)

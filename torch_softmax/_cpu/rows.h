@@ -32,7 +32,7 @@ typedef struct {
 
 typedef enum { LOSS, FORWARD, BACKWARD } Operation;
 
-/* of each row; float64 for float64, else float32; NULL for what is not wanted or not given */
+/* one entry per row; float64 for float64, else float32; NULL disables an output or input */
 typedef struct {
     void *nll, *smooth, *target_weight, *lse, *entropy, *softmax_stats, *a, *b, *s, *e;
     int64_t *prediction;
@@ -41,9 +41,9 @@ typedef struct {
 typedef struct {
     Operation operation;
     Rows logits, dlogits, probabilities;
-    int64_t n_rows, n_inner, n_classes; /* n_inner rows follow at each step of outer_stride */
+    int64_t n_rows, n_inner, n_classes; /* n_inner rows per outer index */
     const int64_t *target;              /* NULL for probabilities */
-    void *class_weight;                 /* in the type of the arithmetic, then zeros; NULL for none */
+    void *class_weight; /* in the type of the arithmetic, padded with zeros; NULL for none */
     double weight_sum;
     int64_t ignore_index;
     int has_ignore_index, is_mean, has_denominator, n_threads;
@@ -103,8 +103,8 @@ INLINE int64_t offset_of(const Problem *p, const Rows *rows, int64_t row)
 
 #define NO_CLASS (-1)
 
-/* The class of a row, or NO_CLASS. Targets have been checked, but another thread of the program may
-   write to them meanwhile: each is read once, and none leads out of its row. */
+/* The class of a row, or NO_CLASS. Another thread of the program may change targets after they were
+   checked, so each is read once and checked again before it is used as an index. */
 INLINE int64_t class_of(const Problem *p, int64_t row)
 {
     const int64_t target = *(const volatile int64_t *)(p->target + row);

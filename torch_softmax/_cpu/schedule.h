@@ -1,4 +1,4 @@
-/* How rows are divided into tiles, and these among threads. */
+/* Division of rows into tiles, and of tiles among threads. */
 
 #ifndef TORCH_SOFTMAX_SCHEDULE_H
 #define TORCH_SOFTMAX_SCHEDULE_H
@@ -9,7 +9,7 @@
 
 #include "rows.h"
 
-/* one source for every processor: the loader takes the version that this one knows */
+/* one version per instruction set; the loader selects the one that the processor supports */
 #if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__) && __GNUC__ >= 12 && \
     !defined(__AVX2__)
 #define FOR_EACH_PROCESSOR \
@@ -18,26 +18,26 @@
 #define FOR_EACH_PROCESSOR
 #endif
 
-/* numbers that are added up in float32 before their sum is added in float64 */
+/* terms summed in float32 before their sum is added in float64 */
 #define MAX_TERMS 8
-/* fewer rows are not worth a tile of rows */
+/* fewer rows do not pay for a tile of several rows */
 #define MIN_TILED_ROWS 8
 #define MAX_TRANSPOSED_CLASSES 128
 #define MAX_TILED_CLASSES 65536
 #define MAX_TILE_ELEMENTS 32768
 #define MAX_WIDTH 256
 #define MAX_TRANSPOSED_WIDTH 64
-/* of a tile that the first cache holds */
+/* elements of a transposed tile that fits the first-level cache */
 #define MAX_TRANSPOSED_ELEMENTS 8192
-/* numbers side by side that are added up step by step; a multiple of every vector's length */
+/* partials per row, summed step by step; a multiple of every vector length */
 #define N_PARTIALS 16
-/* of a long row, whose numbers the first cache holds */
+/* steps of a long row whose elements fit the first-level cache */
 #define RANGE_STEPS 64
-/* of a unit, which a thread takes at once: about 10 us of work */
+/* elements of a unit, the work of a thread between two requests: about 10 us */
 #define UNIT_ELEMENTS 8192
-/* below, waking another thread costs more than it takes over */
+/* with fewer elements, waking another thread costs more than it saves */
 #define MIN_PARALLEL_ELEMENTS 32768
-/* of the time that a parallel call took longer than one thread: how long calls stay on one */
+/* after a slow parallel call, calls stay on one thread for this multiple of its time */
 #define PAUSE_FACTOR 16
 
 typedef struct {
@@ -60,7 +60,7 @@ static Schedule schedule_of(const Problem *p)
     const int64_t C = p->n_classes;
     const int is_strided =
         p->logits.class_stride != 1 || (p->dlogits.data && p->dlogits.class_stride != 1);
-    /* class-strided layout: one by one, the classes of a row are a cache line each */
+    /* class-strided layout: each class of a row is on a cache line of its own */
     const int is_class_strided = is_strided && p->logits.row_stride < p->logits.class_stride;
     const int64_t max_classes = is_class_strided ? MAX_TILED_CLASSES : MAX_TRANSPOSED_CLASSES;
     Schedule s;
@@ -71,7 +71,7 @@ static Schedule schedule_of(const Problem *p)
         s.unit_rows = clamp(UNIT_ELEMENTS / C, 1, p->n_rows);
         return s;
     }
-    /* classes that are strided are read and written in runs as long as the second cache allows */
+    /* strided classes: read and write as many rows per class as the second-level cache allows */
     const int64_t max_width = is_strided ? clamp(MAX_TILE_ELEMENTS / C, 32, MAX_WIDTH)
                                          : clamp(MAX_TRANSPOSED_ELEMENTS / C, 32, MAX_TRANSPOSED_WIDTH);
     s.width = clamp(round_up(p->n_inner, N_PARTIALS), N_PARTIALS,
@@ -91,11 +91,11 @@ INLINE int64_t nanoseconds(clockid_t clock)
 
 typedef double Unit(const Problem *, const Schedule *, int64_t first, int64_t n_rows, void *scratch);
 
-/* Adds up the losses of units. Returns -1 if memory is short.
+/* Adds up the losses of units. Returns -1 if out of memory.
 
-   The end of a parallel region waits for every thread, also for one that found its processor busy and
-   has done nothing. Such a call takes longer than its threads have computed in all; then calls stay
-   on one thread for a while. */
+   The end of a parallel region waits for every thread, even for one that got no processor time. If a
+   call takes longer than the CPU time of its threads together, the following calls use one thread for
+   a while. */
 static int run_units(const Problem *p, Unit *unit, int64_t real_bytes, double *loss)
 {
     static _Atomic int64_t pause_end;

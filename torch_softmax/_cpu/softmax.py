@@ -1,7 +1,7 @@
-"""Softmax and log-softmax.
+"""Softmax and log-softmax by PyTorch's own kernels where these apply.
 
-PyTorch's own kernels compute them where they can. Backward, those take one dtype for all, and write
-a result as if it were contiguous.
+PyTorch's backward kernels need one dtype for all tensors, and write their result as if it were
+contiguous.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 /* Maxima and sums over the classes of a tile's rows. Included once for each REAL. */
 
-/* adds partial sums up in float64, and clears them */
+/* adds the partial sums to a float64 total, and clears them */
 INLINE void NAME(flush)(double *total, REAL *partials)
 {
 #pragma omp simd
@@ -10,7 +10,7 @@ INLINE void NAME(flush)(double *total, REAL *partials)
     }
 }
 
-/* sums of the rows that begin with `at`; all partials are of one row if is_row */
+/* stores the sums of N_PARTIALS rows from `at` on, or of one row if is_row */
 INLINE void NAME(combine_partials)(const double *total, REAL *sums, int64_t at, int is_row)
 {
     double sum = 0;
@@ -48,7 +48,7 @@ INLINE const REAL *NAME(logits_of_step)(const NAME(Tile) *t, int64_t step, int i
     return (is_row && step < t->n_in_memory ? t->memory : t->x) + step * WIDTH(t);
 }
 
-/* max: the largest logit so far of each row, or of each partial of one */
+/* max: the largest logit so far of each row, or of each partial of one row */
 INLINE void NAME(update_row_max)(const NAME(Tile) *t, REAL *max, int is_row)
 {
     const int64_t width = WIDTH(t);
@@ -73,8 +73,8 @@ INLINE void NAME(combine_row_max)(NAME(Tile) *t, REAL *max, int is_row)
         t->row_max[i] = max[i] == -INFINITY ? 0 : max[i];
 }
 
-/* sums of factor * (x - m); a class whose factor is 0 adds 0, even where x = -inf. `by_class`: the
-   factors are one for each class. */
+/* sums of factor * (x - m); a class with factor 0 adds 0, even if x = -inf. `by_class`: there is one
+   factor per class, not per element. */
 INLINE void NAME(sum_products)(NAME(Tile) *t, const REAL *factor, int by_class, REAL *sums, int is_row)
 {
     const int64_t width = WIDTH(t);
@@ -109,7 +109,7 @@ INLINE void NAME(sum_probabilities)(NAME(Tile) *t, int is_row)
     }
 }
 
-/* x = exp(x - m), their sums, and with_entropy those of exp(x - m) * (x - m) */
+/* x = exp(x - m), their sums and, with_entropy, the sums of exp(x - m) * (x - m) */
 INLINE void NAME(exponentials)(NAME(Tile) *t, int with_entropy, int is_row)
 {
     const int64_t width = WIDTH(t);
@@ -163,7 +163,7 @@ INLINE int64_t NAME(target_index)(const NAME(Tile) *t, int64_t row, int is_row)
     return is_row ? t->target[0] : t->target[row] * t->width + row;
 }
 
-/* targets, and what they contribute: classes are read here, probabilities are in the tile */
+/* class index, counted flag and weight of each row; probabilities are loaded with the tile */
 INLINE void NAME(load_targets)(const Problem *p, NAME(Tile) *t, int64_t first, int is_row)
 {
     const REAL *w = p->class_weight;
@@ -175,7 +175,7 @@ INLINE void NAME(load_targets)(const Problem *p, NAME(Tile) *t, int64_t first, i
     }
 }
 
-/* the sums of each row, with logits relative to row_max; x becomes exp(x - row_max) */
+/* the sums of each row, relative to row_max; x becomes exp(x - row_max) */
 INLINE void NAME(statistics)(const Problem *p, NAME(Tile) *t, int64_t first, int is_row)
 {
     if (p->rows.prediction)

@@ -1,16 +1,18 @@
 /* The mathematics of a tile. Included once for each REAL, the type of the arithmetic.
 
-   A tile holds x[step][width]. It is one row, of which each step takes N_PARTIALS classes; or it is
-   `width` rows side by side, with a step for each class: for rows too short for vectors, and for the
-   class-strided layout. Sums and maxima run over the steps with N_PARTIALS numbers side by side. `is_row` tells which, as a constant of the caller. What belongs to a row has
-   one element in the first case and `width` in the second. Passes over a long row, which the first
-   cache does not hold, take some steps at a time. */
+   A tile is x[step][width]. With `is_row`, a constant of the caller, it is one row, and each step is
+   N_PARTIALS classes. Otherwise it is `width` rows side by side, and each step is one class: for rows
+   too short for vectors, and for the class-strided layout. Sums and maxima run over the steps, with
+   N_PARTIALS of them side by side. Values per row have one element in the first case and `width`
+   elements in the second. A long row does not fit the first-level cache, so passes over it take a
+   range of steps at a time. */
 
 typedef struct {
     int64_t n_steps, width;
-    int64_t n_rows; /* of the tile, at most width */
-    int64_t begin, end; /* of the steps that are worked on */
-    /* x becomes exp(x - m); probabilities are times weights; staging is for moves */
+    int64_t n_rows; /* rows in the tile, at most width */
+    int64_t begin, end; /* the current range of steps */
+    /* x becomes exp(x - m); probabilities include the class weights; staging buffers loads and
+       stores */
     REAL *x, *probabilities, *softcap_grad, *staging;
     int has_probabilities;
     /* the first steps of a long row are read from memory, the others from x */
@@ -24,14 +26,14 @@ typedef struct {
     REAL a[MAX_WIDTH], b[MAX_WIDTH], s[MAX_WIDTH], e[MAX_WIDTH];
 } NAME(Tile);
 
-/* Elementwise passes take the steps of a row as one. */
+/* Elementwise passes treat the steps of one row as a single step. */
 #define N_OUTER(t) (is_row ? 1 : (t)->end - (t)->begin)
 #define N_INNER(t) (is_row ? ((t)->end - (t)->begin) * N_PARTIALS : (t)->width)
 
-/* the same number for every element of a row, or one for each row */
+/* the value of the row of element i */
 #define OF_ROW(values, i) (is_row ? (values)[0] : (values)[i])
 #define N_VALUES(t) (is_row ? 1 : (t)->width)
-/* constant where it can be */
+/* a constant if is_row */
 #define WIDTH(t) (is_row ? N_PARTIALS : (t)->width)
 #define FOR_EACH_PARTIAL(i) for (int64_t i = 0; i < N_PARTIALS; i++)
 
@@ -59,7 +61,7 @@ INLINE void NAME(load_logits)(const Problem *p, NAME(Tile) *t, int64_t first, in
         NAME(load_probabilities)(p, t, first, is_row);
 }
 
-/* to memory at once if the row has the type of the arithmetic and the range ends within the row */
+/* stores to memory directly if the row has type REAL and the range ends within the row */
 INLINE void NAME(store_gradient)(const Problem *p, NAME(Tile) *t, int64_t first, int is_row)
 {
     const Rows *rows = &p->dlogits;
@@ -82,7 +84,7 @@ INLINE void NAME(store_gradient)(const Problem *p, NAME(Tile) *t, int64_t first,
         t->begin < t->n_steps;                                                            \
          t->begin = t->end)
 
-INLINE void NAME(given_coefficients)(const Problem *p, NAME(Tile) *t, int64_t first, int is_row)
+INLINE void NAME(backward)(const Problem *p, NAME(Tile) *t, int64_t first, int is_row)
 {
     NAME(load_coefficients)(p, t, first, is_row);
     FOR_EACH_RANGE(t) {
@@ -102,8 +104,8 @@ INLINE void NAME(store_zeros)(const Problem *p, NAME(Tile) *t, int64_t first, in
         NAME(store_rows)(p, t, &p->dlogits, first, t->staging, is_row);
 }
 
-/* Loads logits and finds row_max. What needs no more than two passes over logits of the arithmetic's
-   own type reads them where they are. */
+/* Loads logits and finds row_max. An operation of at most two passes over logits of type REAL reads
+   them from memory instead of loading them into the tile. */
 INLINE void NAME(load_and_find_row_max)(const Problem *p, NAME(Tile) *t, int64_t first, int is_row)
 {
     const Rows *rows = &p->logits;
@@ -128,12 +130,12 @@ INLINE void NAME(load_and_find_row_max)(const Problem *p, NAME(Tile) *t, int64_t
     NAME(combine_row_max)(t, max, is_row);
 }
 
-/* all that is asked of a tile; the loss of its rows */
+/* runs the operation on a tile; returns the sum of the losses of its rows */
 INLINE double NAME(tile)(const Problem *p, NAME(Tile) *t, int64_t first, int is_row)
 {
     NAME(load_targets)(p, t, first, is_row);
     if (p->operation == BACKWARD) {
-        NAME(given_coefficients)(p, t, first, is_row);
+        NAME(backward)(p, t, first, is_row);
         return 0;
     }
     if (is_row && p->operation == LOSS && t->is_counted[0] == 0) {
@@ -154,7 +156,7 @@ INLINE double NAME(tile)(const Problem *p, NAME(Tile) *t, int64_t first, int is_
     return loss;
 }
 
-/* the rows of a unit, tile by tile */
+/* runs the operation on the rows of a unit, tile by tile */
 FOR_EACH_PROCESSOR
 static double NAME(unit)(const Problem *p, const Schedule *schedule, int64_t first, int64_t n_rows,
                          void *scratch)
@@ -167,7 +169,7 @@ static double NAME(unit)(const Problem *p, const Schedule *schedule, int64_t fir
     t.softcap_grad = t.x + size;
     t.probabilities = t.x + 2 * size;
     t.has_probabilities = p->probabilities.data != NULL;
-    t.staging = t.x + 3 * size; /* as large as the others, or as a range */
+    t.staging = t.x + 3 * size; /* at least as large as a range */
     double loss = 0;
     for (int64_t row = 0; row < n_rows; row += schedule->tile_rows) {
         const int64_t left = n_rows - row;

@@ -1,8 +1,8 @@
 """Launchers: allocate the result, choose the tile, launch the kernel. No checks, no autograd.
 
 Every launcher takes tensors with the class axis last whose batch dims collapse into two
-(:mod:`torch_softmax._layout`). Nothing else imports the kernels, and nothing imports this package
-before the first tensor on a device that Triton serves.
+(:mod:`torch_softmax._layout`). Only this package imports the kernels, and it is imported with the
+first tensor on a device that Triton serves.
 """
 
 from torch_softmax._launch.cross_entropy import (

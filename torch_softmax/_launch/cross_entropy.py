@@ -1,4 +1,4 @@
-"""Launchers of cross-entropy with a loss, statistics and coefficients per row."""
+"""Launchers of cross-entropy with losses, statistics and coefficients per row."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def launch_cross_entropy_forward(
     outputs = empty_row_outputs(logits, target, class_weight, with_entropy)
     if outputs.nll.numel() == 0:
         return outputs
-    # the logits, and what each further sum keeps beside them while a block is added
+    # the logits, and the values that each further sum keeps per element
     live_values = 1 + (class_weight is not None) + target.is_floating_point() + 2 * with_entropy
     rows, target_rows = _rows(live_values, logits, target)
     rows.launch(
@@ -36,7 +36,7 @@ def launch_cross_entropy_forward(
         rows.matrices[0],
         target_rows,
         _contiguous(class_weight),
-        # outputs that nobody asked for are empty
+        # disabled outputs are empty; a None pointer removes them from the kernel
         RowOutputPointers(*(output if output.numel() else None for output in outputs)),
         rows.n_rows,
         rows.n_cols,
@@ -54,7 +54,7 @@ def launch_cross_entropy_backward(logits: Tensor, *args: Any) -> Tensor:
 
 
 def launch_cross_entropy_backward_inplace(logits: Tensor, *args: Any) -> None:
-    """dlogits, over the logits: a program reads its tile before it writes it."""
+    """dlogits overwrites the logits: a program reads its tile before it writes it."""
     _launch_backward_into(logits, logits, *args)
 
 
@@ -80,7 +80,7 @@ def _launch_backward_into(
         rows.matrices[0],
         target_rows,
         _contiguous(class_weight),
-        # autograd hands out expanded gradients (stride 0) for .sum()
+        # contiguous, because autograd passes expanded gradients (stride 0) for .sum()
         RowInputPointers(*map(_contiguous, (softmax_stats, a, b, s, e))),
         rows.matrices[-1],
         rows.n_rows,
@@ -91,8 +91,8 @@ def _launch_backward_into(
 
 
 def _rows(live_values: int, logits: Tensor, target: Tensor, *results: Tensor) -> tuple[Rows, Any]:
-    """The rows of logits and results, and the target of each."""
-    # the kernels read rows once, block by block, and need not hold any as a whole
+    """The rows of logits and results, and their targets as a matrix."""
+    # the kernels read rows block by block, so a tile need not hold whole rows
     limits = Limits(live_values, max_tile_bytes=READ_ONCE.tile_bytes)
     if target.is_floating_point():
         rows = Rows(logits, target, *results, limits=limits)

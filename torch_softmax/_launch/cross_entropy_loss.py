@@ -1,4 +1,4 @@
-"""Launchers of the loss of all rows and its gradient."""
+"""Launchers of the sum or mean of the losses of all rows, and of its gradient."""
 
 from typing import Any
 
@@ -61,7 +61,7 @@ def _launch_into(
     settings: tuple[Any, ...],
     dtype: torch.dtype,
 ) -> Tensor:
-    """Launch the kernels; their gradient goes to ``dlogits``, which may be logits."""
+    """Launch the kernels; the gradient goes to ``dlogits``, which may be ``logits``."""
     if logits.numel() == 0:
         return _loss_of_no_rows(logits, denominator, settings[1] == "mean", dtype)
     target = _with_layout(target, logits)
@@ -99,7 +99,7 @@ def _with_layout(target: Tensor, logits: Tensor) -> Tensor:
 def _loss_of_no_rows(
     logits: Tensor, denominator: Tensor | None, is_mean: bool, dtype: torch.dtype
 ) -> Tensor:
-    """0 / denominator: NaN for the mean's own denominator, which is 0."""
+    """0 / denominator: NaN for the default denominator of a mean, which is 0."""
     loss = torch.zeros((), dtype=compute_dtype(logits.dtype), device=logits.device)
     if denominator is not None:
         loss = loss / denominator

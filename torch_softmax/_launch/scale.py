@@ -1,4 +1,4 @@
-"""Launcher of the factor of a gradient."""
+"""Launcher of the in-place scaling of a gradient."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Launch a kernel over the rows of tensors: their strides, the tile of a program, the grid."""
+"""Launch a kernel over the rows of tensors: strides, tile of a program, grid."""
 
 import functools
 from typing import Any, NamedTuple
@@ -25,10 +25,10 @@ from torch_softmax._layout import collapse_batch_dims
 
 
 class Limits(NamedTuple):
-    """What a kernel keeps in registers, and which tiles it may take.
+    """The live values of a kernel per element of its tile, and limits on the tile.
 
-    ``live_values`` are the numbers that it keeps for each element of its tile; for the others see
-    :func:`row_tiling`. Rows of few classes without gaps are packed where the kernel ``may_pack``.
+    See :func:`row_tiling` for the limits. Rows of few classes without gaps are packed if the kernel
+    ``may_pack``.
     """
 
     live_values: int
@@ -66,7 +66,7 @@ def schedule(
     element_bytes: tuple[int, ...],
     limits: Limits,
 ) -> Schedule:
-    """The schedule for matrices of such sizes, strides and addresses modulo VEC_BYTES."""
+    """The schedule for matrices of these sizes and strides, and addresses modulo VEC_BYTES."""
     outer, n_rows, n_cols = shape
     size = vec_size(n_cols, strides, addresses, min(element_bytes))
     unaligned = has_unaligned_rows(n_cols, strides, size)
@@ -86,7 +86,7 @@ def schedule(
             n_cols + (size - 1 if unaligned else 0),
             limits.live_values * max(4, element_bytes[0]),
             class_strided=0 < row_stride < class_stride,
-            # the masks of the rows' heads and tails take registers too
+            # masks of row heads and tails take registers too
             max_tile_bytes=limits.max_tile_bytes // (2 if unaligned else 1),
             min_tile_bytes=limits.min_tile_bytes,
             online=limits.online,
@@ -96,16 +96,16 @@ def schedule(
         tiling.num_warps,
         n_partials(tiling, element_bytes[0]),
         outer * cdiv(n_rows, tiling.block_rows),
-        # a row's first vector may hold elements before the row
+        # the first vector of a row may contain elements before the row
         cdiv(n_cols + (size - 1 if unaligned else 0), tiling.block_cols),
     )
 
 
 class Rows:
-    """Tensors as the kernels see them, (outer, row, class), and the schedule of a kernel."""
+    """Tensors as matrices of axes (outer, row, class), and the schedule of a kernel over them."""
 
     def __init__(self, *tensors: Tensor, limits: Limits) -> None:
-        """See ``tensors`` of one shape as rows that a kernel with such ``limits`` works on."""
+        """Collapse ``tensors`` of one shape, and choose the schedule for ``limits``."""
         first = tensors[0]
         self.n_cols, self.device = first.shape[-1], first.device
         outer, self.n_rows = collapse_batch_dims(first) or (1, first.shape[:-1].numel())
@@ -119,7 +119,7 @@ class Rows:
         )
 
     def _matrix(self, outer: int, tensor: Tensor) -> Matrix:
-        # a view wherever one exists
+        # a view if the layout allows, else a copy
         rows = tensor.reshape(outer, self.n_rows, self.n_cols)
         outer_stride, row_stride, class_stride = rows.stride()
         return Matrix(rows, outer_stride if outer > 1 else 0, row_stride, class_stride)

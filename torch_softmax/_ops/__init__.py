@@ -1,8 +1,8 @@
-"""What PyTorch registers: schemas, implementations per device, fake tensors and derivatives.
+"""The registered operators: schemas, implementations per device, fake tensors and derivatives.
 
-The operators see the class axis last, and every other axis as batch. Their ``autograd.Function``
-forms carry plain reverse mode, eager or compiled; every other kind of derivative is that of
-:mod:`torch_softmax.reference`.
+The operators take the class axis last and treat every other axis as batch. Their
+``autograd.Function`` classes serve reverse mode, eager or compiled; all other derivatives are those
+of :mod:`torch_softmax.reference`.
 """
 
 from torch_softmax._ops.cross_entropy_loss import (

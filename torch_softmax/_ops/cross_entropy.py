@@ -1,6 +1,6 @@
 """Cross-entropy of each row with its statistics: operators and autograd.
 
-It serves what one number with one gradient does not: a loss per row, statistics, gradients of
+They serve the cases that ``cross_entropy_loss`` does not: a loss per row, statistics, gradients of
 target probabilities and of class weights, and float16, whose gradient must be scaled before it is
 rounded.
 """
@@ -16,7 +16,7 @@ from torch_softmax import reference
 from torch_softmax._layout import (
     RowOutputs,
     empty_row_outputs,
-    wanted_outputs,
+    enabled_outputs,
     with_collapsible_batch_dims,
     with_layout_of,
 )
@@ -72,7 +72,7 @@ def cross_entropy_rows(
     with_entropy: bool,
     inplace: bool,
 ) -> RowOutputs:
-    """Losses and statistics of rows, differentiable: ``reference.cross_entropy_forward``."""
+    """Losses and statistics of rows, differentiable; see ``reference.cross_entropy_forward``."""
     return RowOutputs(
         *CrossEntropyRowsFunction.apply(
             logits, target, class_weight, logit_scale, softcap, with_entropy, inplace
@@ -83,11 +83,11 @@ def cross_entropy_rows(
 class CrossEntropyRowsFunction(Function):
     """Losses and statistics of rows of logits, with one kernel forward and one backward.
 
-    Every cross-entropy is a function of these numbers, row by row, and the gradients that arrive
-    here are the coefficients of the one formula of the backward kernel.
+    Every cross-entropy is a function of these numbers, row by row. The incoming gradients are the
+    coefficients of the backward kernel's formula.
     """
 
-    # without setup_context, for which PyTorch inspects signatures at each call: 25 us
+    # no setup_context: PyTorch would inspect signatures at each call, which costs 25 us
     @staticmethod
     def forward(
         ctx: Any,
@@ -105,7 +105,7 @@ class CrossEntropyRowsFunction(Function):
         ctx.logit_scale, ctx.softcap = logit_scale, softcap
         ctx.with_entropy, ctx.inplace = with_entropy, inplace
         ctx.mark_non_differentiable(rows.prediction, rows.softmax_stats)
-        # a number that nobody used has no gradient, and its term is left out
+        # an unused output has gradient None, and backward leaves out its term
         ctx.set_materialize_grads(False)
         statistics = (rows.target_weight, rows.entropy, rows.softmax_stats)
         ctx.save_for_backward(logits, target, class_weight, *statistics)
@@ -117,10 +117,11 @@ class CrossEntropyRowsFunction(Function):
         if needs_differentiable_backward(*gradients):
             return (*_differentiable_gradients(ctx, gradients), *no_options)
         logits, target, class_weight, target_weight, entropy, softmax_stats = ctx.saved_tensors
-        # while tracing, torch.compile passes zeros for what nobody used, also for what is empty
-        wanted = wanted_outputs(target, class_weight, ctx.with_entropy)
+        # while tracing, torch.compile passes zeros for unused outputs, even for empty ones
+        enabled = enabled_outputs(target, class_weight, ctx.with_entropy)
         dnll, dsmooth, dtarget_weight, dlse, dentropy, _, _ = (
-            gradient if want else None for gradient, want in zip(gradients, wanted, strict=True)
+            gradient if is_enabled else None
+            for gradient, is_enabled in zip(gradients, enabled, strict=True)
         )
         b = torch.zeros_like(softmax_stats[..., 0]) if dnll is None else dnll
         dlogits = dtarget = dclass_weight = None
@@ -145,7 +146,7 @@ class CrossEntropyRowsFunction(Function):
 
 def _overwrite(logits: Tensor, *args: Any) -> Tensor:
     cross_entropy_backward_inplace(logits, *args)
-    # whoever saved the logits for its own backward must not take the gradient for them
+    # functions that saved the logits must raise in backward, as after any in-place operation
     torch.autograd.graph.increment_version(logits)
     return logits.detach()
 
@@ -157,8 +158,8 @@ def _differentiable_gradients(
         raise RuntimeError("cross_entropy needs inplace=False for second derivatives, got True")
     needed = [i for i in range(3) if ctx.needs_input_grad[i]]
     with torch.enable_grad():
-        # aliases, since target probabilities may be a function of the logits, and the derivatives
-        # here are partial
+        # aliases: target probabilities may be a function of the logits, and these derivatives are
+        # partial ones
         inputs: list[Any] = [x if x is None else x.view_as(x) for x in ctx.saved_tensors[:3]]
         x = _without_unused_rows(inputs[0], gradients[:5])
         rows = reference.cross_entropy_forward(
@@ -199,7 +200,7 @@ def _gradients_of_weights(
     dsmooth: Tensor | None,
     dtarget_weight: Tensor | None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients in target probabilities and class weights: rarely wanted, so without a kernel."""
+    """Gradients of target probabilities and class weights; too rare for a kernel."""
     cost = -log_softmax(x, -1, x.dtype)
     dtarget = dclass_weight = None
     if target.is_floating_point():

@@ -1,7 +1,8 @@
-"""One number from the losses of all rows: their gradient is formed in the pass that computes them.
+"""The sum or mean of the losses of all rows: operators and autograd.
 
-A sum or mean over rows has a gradient that is known up to one factor when the rows are read, so it
-is written then, and the logits are not read again.
+When the rows are read, the gradient of their sum or mean is known up to one factor, the incoming
+gradient. So the pass that computes the loss also writes the gradient, and backward does not read
+the logits again.
 """
 
 from collections.abc import Callable
@@ -72,13 +73,13 @@ def cross_entropy_loss(
         or (denominator is not None and denominator.requires_grad)
     )
     with_gradient = torch.is_grad_enabled() and (logits.requires_grad or others_need_gradient)
-    # float16 would lose small gradients before a loss scaler's factor lifts them
-    is_late = with_gradient and (others_need_gradient or logits.dtype == torch.float16)
+    # in float16, small gradients would underflow before the factor of a loss scaler is applied
+    needs_rows = with_gradient and (others_need_gradient or logits.dtype == torch.float16)
     args = (logits, target, weight, denominator)
     is_fused = takes_functions(*args)
     if not is_fused and reference.is_torch_loss(target, denominator, options):
         return reference.torch_loss(logits, target, weight, options, dtype)
-    if options.reduction == "none" or is_late or not is_fused:
+    if options.reduction == "none" or needs_rows or not is_fused:
         return cross_entropy_with_rows(*args, options, dtype, False, inplace)[0]
     if with_gradient:
         loss: Tensor = SoftmaxCrossEntropyFunction.apply(*args, options, dtype, inplace)
@@ -96,7 +97,7 @@ def cross_entropy_with_rows(
     with_entropy: bool,
     inplace: bool,
 ) -> tuple[Tensor, RowOutputs]:
-    """The loss as a function of the numbers of its rows, and these numbers; differentiable."""
+    """The loss, computed from the losses and statistics of its rows, and those; differentiable."""
     args = (logits, target, weight, denominator, options, dtype, with_entropy)
     if takes_functions(logits, target, weight, denominator):
         return reference.compose_loss(cross_entropy_rows, *args, inplace)
@@ -104,16 +105,16 @@ def cross_entropy_with_rows(
 
 
 class SoftmaxCrossEntropyFunction(Function):
-    """The loss of all rows, with its gradient formed in the forward pass.
+    """The loss of all rows; the forward pass computes the gradient too.
 
-    ``apply(logits, target, weight, denominator, options, dtype, inplace)``, with the arguments of
-    the operator ``cross_entropy_loss`` and the six options as a tuple; the reduction is "mean" or
-    "sum". What is saved for backward are the logits and their gradient, or with ``inplace`` the
-    gradient alone, in the memory of the logits. A backward that keeps its graph for another one
-    returns a copy, and second derivatives are those of ``reference``.
+    ``apply(logits, target, weight, denominator, options, dtype, inplace)`` takes the arguments of
+    the operator ``cross_entropy_loss``, with the six options as a tuple; the reduction is "mean" or
+    "sum". It saves the logits and their gradient for backward; with ``inplace`` it saves the
+    gradient alone, in the memory of the logits. With ``retain_graph=True`` backward returns a copy
+    of the gradient. Second derivatives are those of ``reference``.
     """
 
-    # without setup_context, for which PyTorch inspects signatures at each call: 25 us
+    # no setup_context: PyTorch would inspect signatures at each call, which costs 25 us
     @staticmethod
     def forward(
         ctx: Any,
@@ -129,7 +130,8 @@ class SoftmaxCrossEntropyFunction(Function):
         args = (logits, target, weight, denominator, *options, dtype)
         if inplace:
             loss: Tensor = cross_entropy_loss_inplace(*args)
-            # whoever saved the logits for its own backward must not take the gradient for them
+            # functions that saved the logits must raise in backward, as after any in-place
+            # operation
             torch.autograd.graph.increment_version(logits)
             ctx.save_for_backward(logits.detach())
             return loss

@@ -1,4 +1,4 @@
-"""Handing a tensor's memory over to its gradient, with autograd's knowledge."""
+"""Donate the memory of a tensor to its gradient, and invalidate the tensor for autograd."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from torch.autograd import Function, forward_ad
 
 
 def donate(x: Tensor) -> Tensor:
-    """``x`` for the one who may overwrite it; a later use of ``x`` itself raises in backward.
+    """Return an alias of ``x`` to overwrite; a later use of ``x`` raises in backward.
 
-    As after any in-place operation, whoever saved ``x`` earlier for its own backward raises too,
-    and so does a leaf that requires grad, here.
+    As after any in-place operation, functions that saved ``x`` earlier raise in backward too, and a
+    leaf that requires grad raises here.
     """
     if torch._C._functorch.peek_interpreter_stack() is not None:
         raise RuntimeError("cross_entropy needs inplace=False under torch.func, got True")
@@ -19,14 +19,14 @@ def donate(x: Tensor) -> Tensor:
         raise RuntimeError("cross_entropy needs inplace=False in forward mode, got True")
     taken = _Alias.apply(x)
     _Invalidate.apply(x)
-    return taken
+    return alias
 
 
-# without setup_context, for which PyTorch inspects signatures at each call: 25 us
+# no setup_context: PyTorch would inspect signatures at each call, which costs 25 us
 
 
 class _Alias(Function):
-    """The same memory, with the history that ``x`` has now."""
+    """An alias of ``x`` with its present autograd history."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ class _Alias(Function):
 
 
 class _Invalidate(Function):
-    """End ``x``: whatever is derived from it from now on has no gradient but an error."""
+    """Invalidate ``x``: the backward of every later function of ``x`` raises."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

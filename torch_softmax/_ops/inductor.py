@@ -1,8 +1,8 @@
-"""torch.compile's form of ``scale``: it works in the memory of the gradient that it scales.
+"""Inductor lowering of ``scale`` that works in place on a donated gradient.
 
-A compiled backward receives the gradient that the forward pass formed as an input that nothing
-else reads, a donated buffer. Inductor reuses such memory for its own pointwise kernels, but takes
-the result of a custom operator for new memory, which costs two more passes over the gradient.
+A compiled backward receives the gradient from the forward pass as a donated buffer, an input that
+nothing else reads. Inductor reuses such memory for its own pointwise kernels, but allocates new
+memory for the result of a custom operator, which costs two more passes over the gradient.
 """
 
 import sys
@@ -14,7 +14,7 @@ _registered = False
 
 
 def register_lowering() -> None:
-    """Tell Inductor how to lower ``scale``, once it is imported: fake tensors come that way."""
+    """Register the lowering of ``scale`` once Inductor is imported; the fake kernel calls this."""
     global _registered
     if _registered or "torch._inductor.lowering" not in sys.modules:
         return
@@ -33,7 +33,7 @@ def register_lowering() -> None:
 
 
 def _is_donated(x: Any) -> bool:
-    """Whether nothing but the operator that is being lowered reads the memory of ``x``."""
+    """Whether the operator being lowered is the only reader of the memory of ``x``."""
     from torch._inductor.ir import DonatedBuffer
     from torch._inductor.virtualized import V
 

@@ -1,4 +1,4 @@
-"""How every operator is registered, and when its ``autograd.Function`` can be taken."""
+"""Registration of operators, and the conditions for using their ``autograd.Function``."""
 
 import functools
 import os
@@ -12,8 +12,8 @@ from torch.nn import Parameter
 
 from torch_softmax import _cpu
 
-# Triton's interpreter runs the kernels on CPU tensors: how they are tested without a GPU. Triton
-# binds the variable when it is imported, so that it holds for the whole process
+# Triton's interpreter runs the kernels on CPU tensors, for tests without a GPU. Triton reads the
+# variable when it is imported, so it applies to the whole process
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # devices that Triton serves
 TRITON_DEVICES = ("cuda", "xpu")
@@ -24,9 +24,10 @@ def register(
     fake: Callable[..., Any],
     adapt: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None,
 ) -> Callable[..., Any]:
-    """Define the operator of ``schema`` and return it; ``fake`` allocates its result only.
+    """Define the operator of ``schema`` and return it.
 
-    ``adapt`` turns each device's implementation into what the operator does.
+    ``fake`` allocates the results without computing them. ``adapt`` wraps the implementation of
+    each device.
 
     One stem names an operator in every layer: ``softmax_forward`` is ``_cpu.softmax_forward`` for
     CPU tensors, and ``_launch.launch_softmax_forward`` where Triton serves the device.
@@ -84,9 +85,9 @@ _SERVED_TYPES = (Tensor, Parameter)
 
 
 def takes_functions(*tensors: Tensor | None) -> bool:
-    """Whether the ``autograd.Function`` forms serve the tensors, and not ``reference``.
+    """Whether the ``autograd.Function`` classes serve the tensors; otherwise ``reference`` does.
 
-    A subclass of Tensor, such as DTensor, knows PyTorch's own operators alone.
+    A subclass of Tensor, such as DTensor, supports only PyTorch's own operators.
     """
     for x in tensors:
         if x is not None and type(x) not in _SERVED_TYPES:
@@ -96,12 +97,12 @@ def takes_functions(*tensors: Tensor | None) -> bool:
 
 
 def is_plain_reverse_mode() -> bool:
-    """Whether autograd records at most reverse mode: what an ``autograd.Function`` carries.
+    """Whether autograd needs at most reverse mode, which an ``autograd.Function`` supports.
 
     Under torch.func, in forward mode, and while a graph of PyTorch's own operators is traced
-    (torch.export, make_fx, torch.jit.trace), the functions take the form of ``reference``, which
-    PyTorch differentiates, maps and exports by itself. A Function's own rules for these would be
-    ignored in compiled regions (pytorch issues 186303, 192985, 197867) and have no second order.
+    (torch.export, make_fx, torch.jit.trace), the functions call ``reference``, which PyTorch
+    differentiates, maps and exports by itself. A Function's own rules for these are ignored in
+    compiled regions (pytorch issues 186303, 192985, 197867) and have no second order.
     """
     return (
         torch._C._functorch.peek_interpreter_stack() is None
@@ -116,7 +117,7 @@ def is_plain_reverse_mode() -> bool:
 def needs_differentiable_backward(*gradients: Tensor | None) -> bool:
     """Whether the backward of a Function must consist of operators that PyTorch differentiates.
 
-    That is so for ``create_graph=True``, and for a batch of gradients in one backward.
+    It must for ``create_graph=True``, and for a batch of gradients in one backward.
     """
     # False while torch.compile traces a Function; compiled autograd says what is asked for
     if torch.is_grad_enabled():
@@ -130,6 +131,7 @@ def needs_differentiable_backward(*gradients: Tensor | None) -> bool:
 
 
 _MODES = torch._C._TorchDispatchModeKey
-# torch.compile asks when it traces, with the transforms of the traced code entered, and keeps the
-# answer. This is what torch.compiler.assume_constant_result does, whose import takes a second
+# torch.compile evaluates the function while it traces, inside the transforms of the traced code,
+# and keeps the result. torch.compiler.assume_constant_result sets the same attribute, but its
+# import takes a second
 is_plain_reverse_mode._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The factor of a gradient that was formed before its factor was known."""
+"""Scaling of a gradient that was computed before its factor was known."""
 
 import torch
 from torch import Tensor

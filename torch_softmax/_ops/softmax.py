@@ -57,7 +57,7 @@ def log_softmax(x: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
 class SoftmaxFunction(Function):
     """Softmax over an axis: ``apply(x, dim, dtype)`` with the dtype of the result."""
 
-    # without setup_context, for which PyTorch inspects signatures at each call: 25 us
+    # no setup_context: PyTorch would inspect signatures at each call, which costs 25 us
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
         y = softmax_forward(x, dim, dtype)

@@ -1,6 +1,6 @@
 """The command line.
 
-Exit codes: 0 done, 1 an operator of ours failed, 2 usage, 3 no such device, 130 interrupted.
+Exit codes: 0 done, 1 an own operator failed, 2 usage, 3 no such device, 130 interrupted.
 """
 
 import argparse
@@ -29,13 +29,13 @@ DEFAULT_REPEATS = 24
 
 
 class DeviceError(UserError):
-    """The device that was asked for is not there."""
+    """The requested device does not exist."""
 
     exit_code = 3
 
 
 def share(text: str) -> float:
-    """The part of a whole that a flag is given as text."""
+    """A type for ``add_argument``: fractions from 0 to below 1."""
     value = float(text)
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"needs a number from 0 to below 1, got {text!r}")
@@ -43,7 +43,7 @@ def share(text: str) -> float:
 
 
 def file_to_write(text: str) -> Path:
-    """A name in a folder that is there: a long run must not end in an error."""
+    """A type for ``add_argument``: a file in an existing folder, so a long run can save it."""
     path = Path(text)
     if not path.parent.is_dir() or path.is_dir():
         raise argparse.ArgumentTypeError(f"needs a file in a folder that exists, got {text!r}")
@@ -51,7 +51,7 @@ def file_to_write(text: str) -> Path:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The flags; None where one was not given."""
+    """Parse the flags; a flag that is not given is None."""
     parser = OneLineParser(prog=COMMAND, description="Measure softmax and cross-entropy.")
     several: dict[str, Any] = {"nargs": "+"}
     run = parser.add_argument_group("what to measure")
@@ -86,13 +86,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def command_of(options: argparse.Namespace) -> str:
-    """What measures the same again."""
+    """The command that repeats the measurement."""
     words = [COMMAND]
     for name, value in vars(options).items():
         if value is not None and name not in ("json", "plot", "from_json"):
             values = value if isinstance(value, list) else [value]
             words += [f"--{name}", *map(str, values)]
-    # the program's name is several words
+    # COMMAND is several words, so it is not quoted
     return " ".join([words[0], *map(shlex.quote, words[1:])])
 
 
@@ -110,7 +110,7 @@ def machines_of(options: argparse.Namespace) -> list[Machine]:
 
 
 def measured(options: argparse.Namespace) -> Report:
-    """Measure as the flags say."""
+    """Run the measurement that the flags select."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise UserError("needs TRITON_INTERPRET unset: it would measure Triton's interpreter")
     machines = machines_of(options)
@@ -138,7 +138,7 @@ def measured(options: argparse.Namespace) -> Report:
     )
     threads_before = torch.get_num_threads()
     try:
-        # shown on a terminal only
+        # disable=None hides the bar if the output is not a terminal
         with tqdm(total=len(machines) * len(cases), unit="case", disable=None) as progress:
             for machine in machines:
                 machine.activate()
@@ -152,7 +152,7 @@ def measured(options: argparse.Namespace) -> Report:
                         repeats=repeats,
                         seed=seed,
                     )
-                    # at once: what is interrupted keeps what it has
+                    # after every case, so an interrupted run keeps its results
                     if options.json:
                         report.save(options.json)
                     progress.update()
@@ -162,10 +162,10 @@ def measured(options: argparse.Namespace) -> Report:
 
 
 def main(argv: Sequence[str] | None = None) -> Report:
-    """Measure, or read what was measured, and show it.
+    """Measure, or load a report, and print and plot it.
 
     Raises:
-        UserError: A flag, a file, a package or the device is at fault; it has the exit code.
+        UserError: A flag, a file, a package or the device is wrong; it has the exit code.
     """
     options = parse(argv)
     if options.plot:
@@ -178,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> Report:
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """The exit code of main; an error of the user's becomes one line on stderr."""
+    """Run ``main`` and return its exit code; a UserError becomes one line on stderr."""
 
     def measure_and_judge() -> int:
         ours = {provider.name for provider in OWN}

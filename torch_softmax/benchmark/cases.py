@@ -1,4 +1,4 @@
-"""What is measured: operators, modes, shapes, and the bytes that each has to move."""
+"""The cases to measure: operators, modes, shapes, and the bytes that each must move."""
 
 import math
 import re
@@ -27,14 +27,14 @@ def log_softmax_passes(mode: str) -> int:
 def cross_entropy_passes(mode: str) -> int:
     """Forward reads the logits; a step reads them and writes their gradient.
 
-    The gradient can be formed while a row is at hand, so a second read, of kernels that do it in a
-    backward of their own, is no part of the floor. Nor is what a row has but one of.
+    The gradient can be computed when a row is read, so the second read of kernels with a separate
+    backward is not part of the floor. Neither are values with one entry per row.
     """
     return {"forward": 1, "step": 2}[mode]
 
 
 class Operator(NamedTuple):
-    """A function of the library, and how often it has to pass over its matrix."""
+    """A function of the library, and its number of passes over the matrix by mode."""
 
     passes: Callable[[str], int]
     modes: tuple[str, ...]
@@ -45,7 +45,7 @@ class Operator(NamedTuple):
 OPERATORS = {
     "softmax": Operator(softmax_passes, MODES, ("forward", "backward")),
     "log_softmax": Operator(log_softmax_passes, MODES, ("forward", "backward")),
-    # backward alone would leave out those who form the gradient in their forward
+    # no backward mode: some providers compute the gradient in their forward
     "cross_entropy": Operator(
         cross_entropy_passes, ("forward", "step"), ("forward", "step"), has_target=True
     ),
@@ -60,7 +60,7 @@ class Case:
     mode: str
     shape: tuple[int, ...]
     dtype: str
-    ignored: float = 0.0  # share of the rows
+    ignored: float = 0.0  # fraction of the rows
 
     @property
     def classes(self) -> int:
@@ -76,7 +76,7 @@ class Case:
 
     @property
     def floor_bytes(self) -> int:
-        """What the operator has to move through memory."""
+        """Bytes that the operator must read and write."""
         return OPERATORS[self.operator].passes(self.mode) * self.input_bytes
 
 
@@ -87,7 +87,7 @@ SHAPES: dict[str, list[tuple[int, ...]]] = {
     "llm": [(1024, 32_000)],
     "segmentation": [(8, 21, 256, 256)],
 }
-# too large for a CPU's patience
+# too slow on a CPU
 CUDA_SHAPES: dict[str, list[tuple[int, ...]]] = {
     "small": [(2**20, 10)],
     "llm": [
@@ -101,7 +101,7 @@ CUDA_SHAPES: dict[str, list[tuple[int, ...]]] = {
 
 
 def shapes_of(names: Iterable[str], device: str) -> list[tuple[int, ...]]:
-    """The shapes that ``--shapes`` names: groups, or sizes like 8x10 or 2x21x64x64."""
+    """The shapes given by ``--shapes``: groups, or sizes like 8x10 or 2x21x64x64."""
     shapes: list[tuple[int, ...]] = []
     for name in names:
         if name == "all":
@@ -126,7 +126,7 @@ def cases_of(
     dtypes: Iterable[str],
     ignored: Iterable[float],
 ) -> list[Case]:
-    """Every combination that has a meaning: only cross-entropy has rows to ignore."""
+    """Every valid combination; only cross-entropy has rows to ignore."""
     return [
         Case(operator, mode, shape, dtype, share)
         for operator in operators

@@ -1,4 +1,4 @@
-"""Measuring on a CPU: wall time at a number of threads."""
+"""Measurement on a CPU: wall time with a number of threads."""
 
 import importlib
 import platform
@@ -13,10 +13,10 @@ from torch_softmax.benchmark.cases import Case
 from torch_softmax.benchmark.memory import peak_bytes_on_cpu
 from torch_softmax.benchmark.workload import Workload
 
-# small calls are timed by the million elements, to stand out from the clock's own cost
+# several small calls are timed together, because reading the clock costs time too
 ELEMENTS_PER_SAMPLE = 2**20
 MAX_SETS = 64
-# 256 MiB, more than a cache holds
+# 256 MiB, larger than the caches
 COPY_ELEMENTS = 2**26
 COPY_REPEATS = 10
 
@@ -32,11 +32,11 @@ class Cpu:
         self.clocks = {"wall": self.wall_sampler}
 
     def activate(self) -> None:
-        """Make PyTorch use so many threads."""
+        """Set PyTorch's number of threads."""
         torch.set_num_threads(self.threads)
 
     def describe(self) -> dict[str, str]:
-        """Who measured, and whether the compiled loss was there."""
+        """The processor, and whether the compiled loss is installed."""
         cpuinfo = Path("/proc/cpuinfo")
         lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -51,7 +51,7 @@ class Cpu:
         }
 
     def copy_bandwidth(self) -> float:
-        """Bytes a second, read and written, of a copy into memory that is there already."""
+        """Bytes read and written per second by a copy into allocated memory."""
         source = torch.randn(2**16).repeat(COPY_ELEMENTS // 2**16)
         target = source.clone()
         seconds = []
@@ -62,11 +62,11 @@ class Cpu:
         return 2 * source.nbytes / sorted(seconds)[COPY_REPEATS // 2]
 
     def n_sets(self, case: Case) -> int:
-        """Calls in one sample, each with inputs of its own."""
+        """Number of calls in one sample, each with inputs of its own."""
         return max(1, min(MAX_SETS, ELEMENTS_PER_SAMPLE // case.elements))
 
     def synchronize(self) -> None:
-        """Nothing to wait for."""
+        """Do nothing: CPU calls are synchronous."""
 
     def peak_bytes(self, step: Callable[[], object]) -> int:
         return peak_bytes_on_cpu(step)

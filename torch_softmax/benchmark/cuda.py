@@ -1,4 +1,4 @@
-"""Measuring on a GPU: its own time by graph replay and by events, and wall time per step."""
+"""Measurement on a GPU: GPU time by graph replay and by events, and wall time per step."""
 
 import subprocess
 import time
@@ -12,7 +12,7 @@ from torch_softmax.benchmark.cases import Case
 from torch_softmax.benchmark.memory import peak_bytes_on_cuda
 from torch_softmax.benchmark.workload import Workload
 
-# the inputs pass the last-level cache so often between two uses of the same
+# bytes between two uses of the same input, in sizes of the last-level cache
 CACHE_PASSES = 4
 MAX_SETS = 128
 COPY_ELEMENTS = 2**28
@@ -34,10 +34,10 @@ class Cuda:
         }
 
     def activate(self) -> None:
-        """Nothing to choose."""
+        """Do nothing: the current GPU is used."""
 
     def describe(self) -> dict[str, str]:
-        """Who measured."""
+        """The GPU, its driver and the CUDA version."""
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         try:
             answer = subprocess.run(query, capture_output=True, text=True, check=True).stdout
@@ -51,14 +51,14 @@ class Cuda:
         }
 
     def copy_bandwidth(self) -> float:
-        """Bytes a second, read and written, of a copy far larger than the cache."""
+        """Bytes read and written per second by a copy far larger than the cache."""
         source = torch.randn(COPY_ELEMENTS, device="cuda")
         target = torch.empty_like(source)
         seconds = [_event_seconds(lambda: target.copy_(source)) for _ in range(COPY_REPEATS)]
         return 2 * source.nbytes / sorted(seconds)[COPY_REPEATS // 2]
 
     def n_sets(self, case: Case) -> int:
-        """Calls in one sample, each with inputs of its own, that the cache has forgotten."""
+        """Number of calls in one sample, each with inputs that are no longer in the cache."""
         cache = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
         return max(1, min(MAX_SETS, -(-CACHE_PASSES * cache // case.input_bytes)))
 
@@ -69,9 +69,9 @@ class Cuda:
         return peak_bytes_on_cuda(step)
 
     def count_syncs(self, step: Callable[[], object]) -> int | None:
-        """How often the host waits for the device."""
+        """Number of times that the host waits for the device."""
         with warnings.catch_warnings(record=True) as caught:
-            # it warns that it is a prototype when it is already set
+            # set_sync_debug_mode itself warns that it is a prototype
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
             try:
@@ -81,11 +81,11 @@ class Cuda:
         return sum("synchronizing CUDA operation" in str(warning.message) for warning in caught)
 
     def graph_sampler(self, work: Workload) -> Callable[[], float] | None:
-        """GPU seconds per call without the launches' cost; None for who cannot be captured."""
+        """GPU seconds per call without launch overhead; None if capture fails."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         graph = torch.cuda.CUDAGraph()
-        # a backward runs on the stream of its forward: both on the one that is captured
+        # backward runs on the stream of its forward, so forward must use the captured stream
         with torch.cuda.stream(stream):
             work.run(work.prepare())
             prepared = work.prepare()
@@ -106,7 +106,7 @@ class Cuda:
         return sample
 
     def event_sampler(self, work: Workload) -> Callable[[], float]:
-        """GPU seconds per call, with what the GPU waits for launches."""
+        """GPU seconds per call, including the time that the GPU waits for launches."""
 
         def sample() -> float:
             prepared = work.prepare()
@@ -115,7 +115,7 @@ class Cuda:
         return sample
 
     def wall_sampler(self, work: Workload) -> Callable[[], float]:
-        """Seconds per call on the host's clock, until the GPU is done with all."""
+        """Wall seconds per call, until the GPU has finished all calls."""
 
         def sample() -> float:
             prepared = work.prepare()

@@ -1,4 +1,4 @@
-"""All providers on one case, in balanced order."""
+"""Measure all providers on one case, in balanced order."""
 
 import time
 import warnings
@@ -17,12 +17,12 @@ from torch_softmax.benchmark.timing import interleaved, spread
 from torch_softmax.benchmark.workload import Inputs, Workload, make_inputs
 
 WARM_UP_PASSES = 3
-# of a whole result in relation to PyTorch's: bfloat16 stays under a hundredth
+# relative error of a whole result; that of bfloat16 is below 0.01
 MAX_ERROR = 0.03
 
 
 class Machine(Protocol):
-    """A device that measures: ``cpu.Cpu`` or ``cuda.Cuda``."""
+    """A device to measure on: ``cpu.Cpu`` or ``cuda.Cuda``."""
 
     device: ClassVar[str]
     clocks: Mapping[str, Callable[[Workload], Callable[[], float] | None]]
@@ -47,25 +47,25 @@ def measure(
     repeats: int,
     seed: int,
 ) -> list[Measurement]:
-    """What each provider that has the operator takes for it."""
+    """Measurements of each provider that has the operator."""
     with (
-        # cached code would hide what the first call costs
+        # no caches, so the first call includes compilation
         torch.compiler.config.patch(force_disable_caches=True),  # type: ignore[attr-defined]
         warnings.catch_warnings(),
-        # a backward that is measured by itself runs many times, and needs its buffers again
+        # a backward measured alone runs many times and must keep its buffers
         autograd_config.patch(donated_buffer=case.mode != "backward"),
     ):
         warnings.filterwarnings("ignore", "dynamo_pgo force disabled")
-        # who is captured in a CUDA graph runs on a stream of its own
+        # capture of a CUDA graph runs on a separate stream
         warnings.filterwarnings("ignore", "The AccumulateGrad node's stream does not match")
         inputs = make_inputs(case, machine.n_sets(case), machine.device, seed)
         expected = pytorch_result(case, inputs[:1])
-        about: dict[str, dict[str, Any]] = {}
+        known: dict[str, dict[str, Any]] = {}
         works = []
         for provider in providers:
-            work, about_it = first_calls(case, machine, provider, inputs, expected)
-            if about_it:
-                about[provider.name] = about_it
+            work, fields = first_calls(case, machine, provider, inputs, expected)
+            if fields:
+                known[provider.name] = fields
             if work:
                 works.append(work)
         del expected
@@ -82,9 +82,9 @@ def measure(
             floor_bytes=case.floor_bytes,
             copy_bandwidth=copy_bandwidth,
             times=times.get(name, {}),
-            **about_it,
+            **fields,
         )
-        for name, about_it in about.items()
+        for name, fields in known.items()
     ]
 
 
@@ -95,7 +95,7 @@ def first_calls(
     inputs: Sequence[Inputs],
     expected: Tensor | None,
 ) -> tuple[Workload | None, dict[str, Any]]:
-    """A provider made ready, and what its first calls tell; neither where it has no operator."""
+    """The warmed-up workload of a provider, and fields of its Measurement; None, {} without one."""
     try:
         function = provider.make(case)
         if function is None:
@@ -106,24 +106,24 @@ def first_calls(
         start = time.perf_counter()
         result = only.run(only.prepare())
         machine.synchronize()
-        about: dict[str, Any] = {"first_call": time.perf_counter() - start}
+        fields: dict[str, Any] = {"first_call": time.perf_counter() - start}
         check(result, expected)
         del result
-        # a first pass may allocate and wait for what it keeps
+        # the first pass may allocate and synchronize for memory that it keeps
         work.run(work.prepare())
         for key, look in (("peak_bytes", machine.peak_bytes), ("syncs", machine.count_syncs)):
             prepared = only.prepare()
-            about[key] = look(partial(only.run, prepared))
+            fields[key] = look(partial(only.run, prepared))
         for _ in range(WARM_UP_PASSES):
             work.run(work.prepare())
-        return work, about
-    # whatever a peer raises on a shape that it cannot do: the others are measured all the same
+        return work, fields
+    # a provider may raise anything for unsupported shapes; the others are still measured
     except Exception as error:
         return None, {"failure": f"{type(error).__name__}: {error}".splitlines()[0]}
 
 
 def pytorch_result(case: Case, inputs: Sequence[Inputs]) -> Tensor | None:
-    """What everybody should compute, or None where PyTorch's memory does not suffice.
+    """The expected result, or None if PyTorch runs out of memory.
 
     At least in float32: on a GPU PyTorch's own mean over millions of bfloat16 rows is off by 4 %.
     """
@@ -140,18 +140,18 @@ def pytorch_result(case: Case, inputs: Sequence[Inputs]) -> Tensor | None:
 
 
 def check(result: Tensor, expected: Tensor | None) -> None:
-    """Raise unless the result is near: who computes something else has no time worth telling."""
-    # the loss of nothing but ignored rows is NaN for everybody
+    """Raise unless the result is near PyTorch's; the time of a wrong result is meaningless."""
+    # the loss of ignored rows only is NaN
     if expected is None or expected.isnan().any():
         return
     error = torch.linalg.vector_norm(result.float() - expected.float())
-    # negated, so that NaN is an error too
+    # negated, so NaN is an error too
     if not error <= MAX_ERROR * torch.linalg.vector_norm(expected.float()):
         raise ValueError("the result is not what PyTorch computes")
 
 
 def clock(machine: Machine, works: Sequence[Workload], repeats: int) -> dict[str, dict[str, Any]]:
-    """Times of each by each of the machine's clocks that can tell."""
+    """Times of each workload by each clock that supports it."""
     times: dict[str, dict[str, Any]] = {work.name: {} for work in works}
     for name, sampler_of in machine.clocks.items():
         samplers = {work.name: sampler_of(work) for work in works}

@@ -1,4 +1,4 @@
-"""A report as a picture: how near each provider comes to the floor, over the number of classes."""
+"""Plot a report: fraction of the floor that each provider reaches, over the number of classes."""
 
 import io
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from torch_softmax._atomic_file import write_atomically
 from torch_softmax._command_line import UserError
 from torch_softmax.benchmark.report import Measurement, Report
 
-# colours of Okabe and Ito, which colour-blind readers tell apart, each with a marker of its own
+# the palette of Okabe and Ito for colour-blind readers, and a marker per provider
 STYLES = {
     "ours": ("#D55E00", "o", "-"),
     "ours in place": ("#E69F00", "s", "-"),
@@ -24,7 +24,7 @@ PANELS_IN_ROW = 3
 
 
 def check_plot_file(path: Path) -> None:
-    """Raise UserError where ``plot`` could not write such a file."""
+    """Raise UserError if ``plot`` cannot write a file of this type."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -39,7 +39,7 @@ def check_plot_file(path: Path) -> None:
 
 
 def plot(report: Report, path: Path) -> None:
-    """Write the picture, one panel for each operator, mode, dtype and number of threads."""
+    """Write the plot, with a panel for each operator, mode, dtype and number of threads."""
     from matplotlib.figure import Figure
 
     def panel_of(m: Measurement) -> tuple[Any, ...]:
@@ -90,7 +90,7 @@ def _draw(axes: Any, key: tuple[Any, ...], measurements: Sequence[Measurement]) 
     axes.set_xscale("log")
     ticks: list[int] = []
     for classes in sorted({m.shape[1] for m in measurements}):
-        # nearer ones would print over each other
+        # closer labels would overlap
         if not ticks or classes >= 1.3 * ticks[-1]:
             ticks.append(classes)
     axes.set_xticks(ticks, [f"{classes:,}" for classes in ticks], rotation=40, fontsize=8)
@@ -106,7 +106,7 @@ def _draw(axes: Any, key: tuple[Any, ...], measurements: Sequence[Measurement]) 
 
 
 def line_of(measurements: Sequence[Measurement]) -> list[tuple[int, float]]:
-    """Classes and share of the floor; of shapes with as many classes the largest."""
+    """Classes and fraction of the floor, for the largest shape of each number of classes."""
     largest: dict[int, Measurement] = {}
     for m in sorted(measurements, key=lambda m: m.floor_bytes):
         largest[m.shape[1]] = m

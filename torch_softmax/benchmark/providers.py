@@ -1,6 +1,6 @@
-"""Who is measured: this library, PyTorch, and the packages that solve the same problem.
+"""The measured providers: this library, PyTorch, and packages for the same problem.
 
-cut-cross-entropy is absent: it knows linear cross-entropy alone, and takes no logits.
+cut-cross-entropy is not among them: it has only linear cross-entropy and takes no logits.
 """
 
 import importlib.util
@@ -15,19 +15,19 @@ import torch_softmax
 from torch_softmax._command_line import UserError
 from torch_softmax.benchmark.cases import Case
 
-# of the logits and, where the operator has one, of the target
+# a function of the logits and, if the operator has one, the target
 Function = Callable[..., Tensor]
 
 
 class Provider(NamedTuple):
-    """Somebody's operators; ``make`` gives the one of a case, or None where there is none.
+    """Operators to measure; ``make`` returns the function for a case, or None.
 
-    Who overwrites the logits is given fresh ones outside the timed region.
+    A provider that overwrites the logits gets a new copy of them outside the timed region.
     """
 
     name: str
     make: Callable[[Case], Function | None]
-    module: str | None = None  # that has to be installed
+    module: str | None = None  # must be installed
     distribution: str | None = None
     overwrites_logits: bool = False
 
@@ -54,7 +54,7 @@ def ours(case: Case) -> Function:
 
 
 def ours_in_place(case: Case) -> Function | None:
-    """This library, the memory of the logits becoming their gradient."""
+    """This library with the gradient in the memory of the logits."""
     if (case.operator, case.mode) != ("cross_entropy", "step"):
         return None
     return lambda x, target: torch_softmax.cross_entropy(x, target, inplace=True)
@@ -66,13 +66,13 @@ def eager(case: Case) -> Function:
 
 
 def compiled(case: Case) -> Function:
-    """PyTorch under torch.compile, compiled afresh for the case and the number of threads."""
+    """PyTorch under torch.compile, compiled anew for each case and number of threads."""
     torch.compiler.reset()
     return torch.compile(EAGER[case.operator], fullgraph=True, dynamic=False)
 
 
 def liger(case: Case) -> Function | None:
-    """liger-kernel; its cross-entropy forms the gradient in the forward, so it has but a step."""
+    """liger-kernel; its cross-entropy computes the gradient in forward, so only "step" applies."""
     from liger_kernel.transformers import functional
 
     if case.operator == "softmax":
@@ -93,7 +93,7 @@ def quack(case: Case) -> Function | None:
 
 
 def quack_in_place(case: Case) -> Function | None:
-    """quack-kernels, the memory of the logits becoming their gradient."""
+    """quack-kernels with the gradient in the memory of the logits."""
     from quack.cross_entropy import cross_entropy
 
     if (case.operator, case.mode) != ("cross_entropy", "step"):
@@ -102,7 +102,7 @@ def quack_in_place(case: Case) -> Function | None:
 
 
 def _on_rows(function: Function) -> Function:
-    """A function of a matrix, for any shape: what it copies to have one is part of its time."""
+    """Adapt a function of matrices to any shape; the copy that this needs is part of its time."""
 
     def on_rows(x: Tensor, *target: Tensor) -> Tensor:
         if x.dim() == 2:
@@ -132,7 +132,7 @@ PEERS = {
 
 
 def providers_of(peers: Iterable[str] | None, device: str) -> list[Provider]:
-    """This library and the peers: those named, or all that this machine has."""
+    """This library and the named peers, or all installed ones."""
     found = list(OWN)
     for name in PEERS if peers is None else dict.fromkeys(peers):
         for provider in PEERS[name]:

@@ -1,4 +1,4 @@
-"""What a run measured, and the file that keeps it."""
+"""The measurements of a run, and their JSON file."""
 
 import json
 import platform
@@ -11,42 +11,42 @@ from torch_softmax._atomic_file import write_atomically
 from torch_softmax._command_line import UserError
 from torch_softmax.benchmark.timing import Spread
 
-# the times of a table, the first that a measurement has
+# by preference: a table shows the first clock that a measurement has
 CLOCKS = ("graph", "events", "wall")
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One provider on one case; without ``times`` where ``failure`` says why."""
+    """One provider on one case; if it failed, ``times`` is empty and ``failure`` is the reason."""
 
     operator: str
     mode: str
     shape: tuple[int, ...]
     dtype: str
     ignored: float
-    threads: int | None  # of a CPU
+    threads: int | None  # None on a GPU
     provider: str
     floor_bytes: int
-    copy_bandwidth: float  # bytes a second, read and written, in the same run
+    copy_bandwidth: float  # bytes read and written per second, in the same run
     times: dict[str, Spread] = field(default_factory=dict)  # seconds by clock
     first_call: float | None = None  # seconds
-    peak_bytes: int | None = None  # over the inputs
-    syncs: int | None = None  # of a GPU, per call
+    peak_bytes: int | None = None  # beyond the inputs
+    syncs: int | None = None  # per call, on a GPU
     failure: str | None = None
 
     @property
     def clock(self) -> str:
-        """What the time of the table is measured by."""
+        """The clock of the time in the table."""
         return next(clock for clock in CLOCKS if clock in self.times)
 
     @property
     def seconds(self) -> float:
-        """The median."""
+        """The median time."""
         return self.times[self.clock].median
 
     @property
     def bandwidth(self) -> float:
-        """Bytes a second, were it but the floor's that are moved."""
+        """Bytes of the floor per second."""
         return self.floor_bytes / self.seconds
 
     @property
@@ -55,13 +55,13 @@ class Measurement:
 
     @property
     def case(self) -> tuple[Any, ...]:
-        """What two measurements share that may be compared."""
+        """The key of measurements that may be compared."""
         return (self.operator, self.threads, self.ignored, self.shape, self.dtype, self.mode)
 
 
 @dataclass
 class Report:
-    """A run: where, how, and what came out."""
+    """A run: machine, command, settings and measurements."""
 
     machine: dict[str, str]
     command: str
@@ -69,13 +69,13 @@ class Report:
     measurements: list[Measurement] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
-        """Write JSON; a reader finds the old file or the new one, never a part."""
+        """Write JSON atomically."""
         text = json.dumps(asdict(self), indent=1) + "\n"
         write_atomically(path, text.encode())
 
     @classmethod
     def load(cls, path: Path) -> "Report":
-        """Read what ``save`` wrote."""
+        """Read a file that ``save`` wrote."""
         try:
             content = json.loads(path.read_text())
             measurements = [
@@ -98,7 +98,7 @@ class Report:
 
 
 def versions() -> dict[str, str]:
-    """Python, and of the packages that matter those that are installed."""
+    """Versions of Python and of the relevant packages that are installed."""
     found = {"python": platform.python_version()}
     for name in ("torch", "triton", "liger-kernel", "quack-kernels"):
         try:

@@ -69,18 +69,18 @@ def _title(m: Measurement) -> str:
 
 
 def _remarks(measurements: Sequence[Measurement]) -> Iterator[str]:
-    """What has no column: slowest first calls, who waits, and who was timed otherwise."""
+    """Remarks below a table: slowest first calls, synchronizations, providers without a graph."""
     first_calls: dict[str, float] = {}
     for m in measurements:
         if m.first_call is not None:
             first_calls[m.provider] = max(m.first_call, first_calls.get(m.provider, 0))
     if first_calls:
-        told = ", ".join(f"{name} {_number(seconds)}" for name, seconds in first_calls.items())
-        yield from _wrapped(f"slowest first call, s: {told}")
+        listed = ", ".join(f"{name} {_number(seconds)}" for name, seconds in first_calls.items())
+        yield from _wrapped(f"slowest first call, s: {listed}")
     syncs = {m.provider: m.syncs for m in measurements if m.syncs}
     if syncs:
-        told = ", ".join(f"{name} {count}" for name, count in syncs.items())
-        yield from _wrapped(f"waits for the GPU per call: {told}")
+        listed = ", ".join(f"{name} {count}" for name, count in syncs.items())
+        yield from _wrapped(f"waits for the GPU per call: {listed}")
     clocks = {m.clock for m in measurements if m.times}
     if "graph" in clocks and len(clocks) > 1:
         others = dict.fromkeys(m.provider for m in measurements if m.times and m.clock != "graph")
@@ -105,7 +105,7 @@ def _bandwidth(bytes_per_second: float) -> str:
 
 
 def _number(value: float) -> str:
-    """Three digits that count, or five behind the point, and never an exponent."""
+    """Three significant digits, at most five decimals, no exponent."""
     magnitude = math.floor(math.log10(value)) if value > 0 else 0
     return f"{value:.{min(5, max(0, 2 - magnitude))}f}"
 

@@ -1,4 +1,4 @@
-"""Samples of time: taken in an order that favours nobody, and summed up."""
+"""Timing samples in a balanced order, and their statistics."""
 
 import gc
 import statistics
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Spread:
-    """Of a sample of seconds: the median, the 20th and 80th percentile, and the minimum."""
+    """Median, 20th and 80th percentile, and minimum of a sample of seconds."""
 
     median: float
     p20: float
@@ -17,19 +17,19 @@ class Spread:
 
 
 def spread(samples: Sequence[float]) -> Spread:
-    """Percentiles are interpolated between samples, of which there are at least two."""
+    """The Spread of at least two samples; percentiles are interpolated."""
     p20, _, _, p80 = statistics.quantiles(samples, n=5, method="inclusive")
     return Spread(statistics.median(samples), p20, p80, min(samples))
 
 
 def balanced_rounds(n: int) -> list[list[int]]:
-    """Orders of n participants in which each holds each place, and follows each other, as often.
+    """Orders of n participants, balanced in positions and in which participant follows which.
 
     Williams, "Experimental designs balanced for the estimation of residual effects" (1949).
     """
     steps = [(place + 1) // 2 if place % 2 else -place // 2 for place in range(n)]
     rounds = [[(step + shift) % n for step in steps] for shift in range(n)]
-    # an odd number needs the mirror images too
+    # an odd number needs the reversed orders too
     return rounds + [order[::-1] for order in rounds] if n % 2 and n > 1 else rounds
 
 
@@ -42,7 +42,7 @@ def interleaved(
     rounds = balanced_rounds(len(names))
     was_enabled = gc.isenabled()
     gc.collect()
-    # a collection would be charged to whom it happens to hit
+    # a garbage collection would add to the time of an arbitrary sample
     gc.disable()
     try:
         while rounds and len(samples[names[0]]) < repeats:

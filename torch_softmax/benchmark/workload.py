@@ -1,4 +1,4 @@
-"""One provider at work on one case: what lies outside the timed region, and what inside."""
+"""One provider on one case: preparation outside the timed region, and the timed calls."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ IGNORE_INDEX = -100
 
 
 class Inputs(NamedTuple):
-    """The arguments of one call; ``dy`` is the gradient of a result that is no scalar."""
+    """The arguments of one call; ``dy`` is the gradient of a result that is not a scalar."""
 
     x: Tensor
     target: Tensor | None
@@ -42,7 +42,7 @@ def make_inputs(case: Case, n_sets: int, device: str, seed: int) -> list[Inputs]
 
 
 class Workload:
-    """A provider's operator and its inputs, one call for each set of them."""
+    """The operator of a provider and its sets of inputs, one call per set."""
 
     def __init__(
         self, case: Case, provider: Provider, function: Function, inputs: Sequence[Inputs]
@@ -54,21 +54,21 @@ class Workload:
         self._function = function
 
     def prepare(self) -> list[tuple[Tensor, Inputs]]:
-        """What the calls start from: logits, fresh for who overwrites them, or for backward y."""
+        """Inputs of the timed calls: logits, copied if they are overwritten, or for backward y."""
         if self._mode == "backward":
             return [(self._function(inputs.x), inputs) for inputs in self.inputs]
-        # the gradient passes through a clone without a copy
+        # the backward of clone passes the gradient on without a copy
         return [
             (inputs.x.clone() if self.overwrites_logits else inputs.x, inputs)
             for inputs in self.inputs
         ]
 
     def run(self, prepared: Sequence[tuple[Tensor, Inputs]]) -> Tensor:
-        """One call for each of what was prepared; the result or gradient of the last."""
+        """One call per prepared input; returns the result or gradient of the last one."""
         result: Any = None
         with torch.set_grad_enabled(self._mode != "forward"):
             for start, inputs in prepared:
-                # before the next call: no two results live at once
+                # freed before the next call, so only one result exists at a time
                 result = None
                 result = self._call(start, inputs)
         return result

@@ -1,4 +1,4 @@
-"""Public functions: check what the user passes, bring the class axis last, call, reduce."""
+"""Public functions: check the arguments, move the class axis last, call the operator."""
 
 from torch_softmax._options import Reduction
 from torch_softmax.functional.cross_entropy import (

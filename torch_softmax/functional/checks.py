@@ -1,4 +1,4 @@
-"""Checks of what a user passes: each error names the argument, its need, and what came."""
+"""Checks of arguments: each error names the argument, the requirement and the value."""
 
 import math
 import numbers
@@ -16,20 +16,20 @@ REDUCTIONS = get_args(Reduction)
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MIN_INT64, MAX_INT64 = -(2**63), 2**63 - 1
 FLOATING_NAMES = "float16, bfloat16, float32 or float64"
-# above what bfloat16 leaves of a sum of 1, and far below what logits passed by mistake have
+# above the rounding error of a sum of bfloat16 probabilities, far below that of mistaken logits
 ROUNDING_OF_PROBABILITIES = 0.01
 
 
 class ArgumentTypeError(TypeError, RuntimeError):
-    """An argument of the wrong kind; code that catches PyTorch's RuntimeError catches it too."""
+    """An argument of the wrong type; also a RuntimeError, which PyTorch raises here."""
 
 
 class ArgumentValueError(ValueError, RuntimeError):
-    """An argument without a meaning; code that catches PyTorch's RuntimeError catches it too."""
+    """An argument out of range; also a RuntimeError, which PyTorch raises here."""
 
 
 class ArgumentIndexError(IndexError, RuntimeError):
-    """An axis or class that does not exist; code that catches RuntimeError catches it too."""
+    """A nonexistent axis or class; also a RuntimeError, which PyTorch raises here."""
 
 
 def check_tensor(function: str, argument: str, value: Any) -> None:
@@ -41,7 +41,7 @@ def check_tensor(function: str, argument: str, value: Any) -> None:
 
 
 def check_floating(function: str, argument: str, tensor: Tensor) -> None:
-    """Raise TypeError unless the kernels know the dtype."""
+    """Raise TypeError unless the dtype is one of FLOATING."""
     if tensor.dtype not in FLOATING:
         raise ArgumentTypeError(
             f"{function} needs {argument} to be {FLOATING_NAMES}, got {tensor.dtype}"
@@ -49,7 +49,7 @@ def check_floating(function: str, argument: str, tensor: Tensor) -> None:
 
 
 def as_dim(function: str, input: Tensor, dim: Any) -> int:
-    """``dim`` as an int, IndexError unless it is an axis; a scalar counts as one axis."""
+    """``dim`` as an int; raise IndexError unless ``input`` has that axis. A scalar has one axis."""
     dim = as_int(function, "dim", dim)
     axes = max(input.dim(), 1)
     if not -axes <= dim < axes:
@@ -58,7 +58,7 @@ def as_dim(function: str, input: Tensor, dim: Any) -> int:
 
 
 def as_int(function: str, argument: str, value: Any) -> int:
-    """An integer of any kind as an int: NumPy's, or a tensor with no axes."""
+    """An integer as an int; NumPy integers and 0-dim integer tensors are accepted."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     try:
@@ -88,14 +88,14 @@ def as_number(function: str, argument: str, value: Any) -> float:
         raise ArgumentTypeError(f"{function} needs {argument} of type float, got {value!r}")
     if not isinstance(value, (int, float)):
         value = float(value)
-    # math.isfinite stops torch.compile where the number is symbolic
+    # not math.isfinite: torch.compile cannot trace it with a symbolic number
     if not -math.inf < value < math.inf:
         raise ArgumentValueError(f"{function} needs {argument} to be finite, got {value}")
     return value
 
 
 def check_strided(function: str, input: Tensor) -> None:
-    """Raise TypeError for a kind of tensor whose rows have no strides."""
+    """Raise TypeError for a tensor without strides, such as a sparse one."""
     check_tensor(function, "input", input)
     if not is_strided(input):
         raise ArgumentTypeError(
@@ -106,7 +106,7 @@ def check_strided(function: str, input: Tensor) -> None:
 def check_torch_options(
     function: str, input: Tensor, options: LossOptions, denominator: Any, inplace: bool
 ) -> None:
-    """Raise TypeError for options that PyTorch's function, which serves such input, lacks."""
+    """Raise TypeError for options that PyTorch's function does not have."""
     _, _, _, *own_options = options
     if own_options != [0, None, 1] or denominator is not None or inplace:
         raise ArgumentTypeError(
@@ -122,7 +122,7 @@ def _kind(x: Tensor) -> str:
 def check_cross_entropy_tensors(
     function: str, input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int
 ) -> None:
-    """Raise unless the tensors fit together."""
+    """Raise unless dtypes, shapes and devices of the tensors agree."""
     check_tensor(function, "input", input)
     check_tensor(function, "target", target)
     check_floating(function, "input", input)
@@ -177,7 +177,7 @@ def check_weight(function: str, weight: Tensor, input: Tensor) -> None:
 
 
 def check_device(function: str, argument: str, tensor: Tensor, input: Tensor) -> None:
-    """Raise ValueError unless the tensors lie on one device."""
+    """Raise ValueError unless both tensors are on the same device."""
     if tensor.device != input.device:
         raise ArgumentValueError(
             f"{function} needs {argument} on {input.device} beside input, got {tensor.device}"
@@ -193,7 +193,7 @@ def as_loss_options(
     softcap: Any,
     logit_scale: Any,
 ) -> LossOptions:
-    """The options as numbers, each of which has a meaning."""
+    """The options as Python numbers; raise unless each is in its range."""
     ignore_index = as_int(function, "ignore_index", ignore_index)
     if not MIN_INT64 <= ignore_index <= MAX_INT64:
         raise ArgumentValueError(f"{function} needs ignore_index in int64, got {ignore_index}")
@@ -218,7 +218,7 @@ def as_loss_options(
 
 
 def as_denominator(function: str, denominator: Any, reduction: str, input: Tensor) -> Tensor | None:
-    """The number that the mean divides by as a tensor beside ``input``; it is never read here."""
+    """``denominator`` as a tensor on the device of ``input``, without reading its value."""
     if denominator is None:
         return None
     if reduction != "mean":
@@ -246,9 +246,9 @@ def check_count(function: str, argument: str, value: Any) -> None:
 
 
 def check_classified_rows(function: str, argument: str, rows: Tensor, target: Tensor) -> None:
-    """Raise unless ``rows`` is a matrix with a column per class, and ``target`` names a class each.
+    """Raise unless ``rows`` is a matrix with a column per class and ``target`` a class per row.
 
-    Unlike the operators' checks this one reads the targets, and waits for their device.
+    Unlike the checks of the operators, this one reads the targets and waits for their device.
     """
     check_tensor(function, argument, rows)
     check_tensor(function, "target", target)
@@ -278,12 +278,12 @@ def check_classified_rows(function: str, argument: str, rows: Tensor, target: Te
 
 
 def check_probabilities(function: str, probabilities: Tensor) -> None:
-    """Raise ValueError unless each row is a distribution, up to rounding."""
+    """Raise ValueError unless each row is a probability distribution, up to rounding."""
     if not len(probabilities):
         return
     total = probabilities.double().sum(1)
     worst = total[(total - 1).abs().argmax()].item()
-    # NaN is within no bounds, and passes no comparison
+    # written so that NaN fails the comparison
     if not abs(worst - 1) <= ROUNDING_OF_PROBABILITIES:
         raise ArgumentValueError(
             f"{function} needs probabilities that sum to 1 in each row, got a sum of {worst:.6g}"

@@ -1,4 +1,4 @@
-"""Cross-entropy with all its options, which fold into numbers per row."""
+"""Cross-entropy with all its options."""
 
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from torch_softmax.functional.kinds import autocast_widens, is_strided
 
 
 class CrossEntropyStats(NamedTuple):
-    """A loss and what else the same pass over the logits tells of each row.
+    """A loss, and the statistics of each row from the same pass over the logits.
 
     Attributes:
         loss: As :func:`cross_entropy` returns it.
@@ -53,34 +53,35 @@ def cross_entropy(
 ) -> Tensor:
     """Cross-entropy of logits, as :func:`torch.nn.functional.cross_entropy` defines it.
 
-    Softmax, logarithm, loss and gradient are one pass over the logits: no matrix of probabilities
-    is stored. With ``reduction="none"`` and for float16 the gradient is a second pass; under
-    torch.func, in forward mode and for second derivatives PyTorch's own operators compute it. For a
-    row with logits x, class t and weights w,
+    One pass over the logits computes the loss and its gradient, without a matrix of probabilities.
+    With ``reduction="none"`` and for float16 the gradient is a second pass. Under torch.func, in
+    forward mode and for second derivatives, PyTorch's own operators compute the loss. For a row
+    with logits x, class t and weights w,
 
         logits = softcap * tanh(logit_scale * x / softcap), or logit_scale * x without softcap
         lse = log(sum(exp(logits)))
         loss = (1 - label_smoothing) * w[t] * (lse - logits[t])
                + label_smoothing / classes * sum(w * (lse - logits)) + z_loss * lse ** 2
 
-    and with target probabilities q, ``sum(w * q * (lse - logits))`` for the loss of the class.
-    Better than PyTorch: any integer target; the losses of half-precision logits are added up in
-    float32; a probability of 0 costs nothing where the logit is -inf.
+    With target probabilities q, ``sum(w * q * (lse - logits))`` replaces ``w[t] * (lse -
+    logits[t])``. Unlike PyTorch, class indices may have any integer type, losses of half-precision
+    logits are summed in float32, and a class of probability 0 has loss 0 even if its logit is -inf.
 
     Args:
         input: Logits x, shape ``(classes,)``, ``(rows, classes)`` or ``(rows, classes, d1, ...)``;
             float16, bfloat16, float32 or float64.
         target: Class of each row, in the shape of ``input`` without its class axis; any integer
-            type, in ``[0, classes)`` or ``ignore_index``. On a GPU, where a check would have to
-            wait for the device, another value makes the loss and gradient of its row NaN. Or
+            type, in ``[0, classes)`` or ``ignore_index``. On a GPU an invalid class makes the loss
+            and gradient of its row NaN, because a check would have to wait for the device. Or
             probabilities, in the shape of ``input``, which may require a gradient.
         weight: Factor per class, shape ``(classes,)``; None weighs every class 1.
-        ignore_index: Target value whose rows cost nothing and receive zero gradient.
-        reduction: ``"mean"``, the sum divided by the weights of the counted rows' targets, with
-            probabilities by the number of rows; ``"sum"``; or ``"none"``, one loss per row.
-        label_smoothing: Share of each target that is spread evenly over the classes, in [0, 1].
-        z_loss: Factor of lse squared, which keeps logits from drifting (PaLM, 2022).
-        softcap: Bound that logits approach and never pass (Gemma 2, 2024).
+        ignore_index: Target value whose rows have loss 0 and gradient 0.
+        reduction: ``"mean"``, the sum divided by the total weight of the targets that are not
+            ignored, or with probabilities by the number of rows; ``"sum"``; or ``"none"``, one loss
+            per row.
+        label_smoothing: Part of each target that is spread evenly over the classes, in [0, 1].
+        z_loss: Factor of lse squared, which keeps the logits from drifting (PaLM, 2022).
+        softcap: Bound on the absolute value of the logits, applied with tanh (Gemma 2, 2024).
         logit_scale: Factor of the logits, an inverse temperature.
         denominator: What the mean divides by instead of its own denominator, a number or a tensor
             with no axes beside ``input``: the tokens of all micro-batches, say. It is not read on
@@ -96,9 +97,9 @@ def cross_entropy(
         float32 under autocast. The mean of no counted row is NaN.
 
     Raises:
-        TypeError: An argument is of the wrong kind or dtype.
-        ValueError: Shapes or devices disagree, or an option has no meaning.
-        IndexError: A target on the CPU is neither a class nor ``ignore_index``.
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: Shapes or devices disagree, or an option is out of range.
+        IndexError: A target on the CPU is neither in ``[0, classes)`` nor ``ignore_index``.
 
     Example:
         >>> cross_entropy(torch.zeros(2, 4), torch.tensor([0, 3]))
@@ -156,23 +157,23 @@ def cross_entropy_with_stats(
     denominator: float | Tensor | None = None,
     inplace: bool = False,
 ) -> CrossEntropyStats:
-    """:func:`cross_entropy`, and of each row the lse, entropy and prediction, from the same pass.
+    """:func:`cross_entropy` with lse, entropy and prediction of each row, from the same pass.
 
-    Reinforcement learning needs log-probability and entropy together, both differentiable:
-    ``reduction="none"`` gives the negative of the one beside the other.
+    Loss, lse and entropy are differentiable. For reinforcement learning, ``reduction="none"`` gives
+    the negative log-probability and the entropy of each row together.
 
     Args:
-        input: As for :func:`cross_entropy`, and so are the others.
+        input: Logits, as for :func:`cross_entropy`.
         target: Class indices or probabilities.
         weight: Factor per class.
-        ignore_index: Its rows have statistics all the same.
-        reduction: Of ``loss`` alone.
-        label_smoothing: Touches ``loss`` alone.
-        z_loss: Touches ``loss`` alone.
-        softcap: The statistics are those of the capped logits.
+        ignore_index: Target value of ignored rows, which have statistics too.
+        reduction: Applies to ``loss`` only.
+        label_smoothing: Applies to ``loss`` only.
+        z_loss: Applies to ``loss`` only.
+        softcap: The statistics are those of the logits after the softcap.
         logit_scale: The statistics are those of the scaled logits.
-        denominator: Touches ``loss`` alone.
-        inplace: Whether the memory of ``input`` becomes its gradient.
+        denominator: Applies to ``loss`` only.
+        inplace: Whether the gradient overwrites ``input``.
 
     Returns:
         :class:`CrossEntropyStats`.
@@ -233,7 +234,7 @@ def _donated(input: Tensor) -> Tensor:
         )
     if collapse_batch_dims(_class_axis_last(input)) is None:
         raise ValueError(
-            "cross_entropy needs inplace=False for input whose axes do not fold, "
+            "cross_entropy needs inplace=False for input whose batch dims do not collapse, "
             f"got strides {input.stride()}"
         )
     axes = zip(input.shape, input.stride(), strict=True)

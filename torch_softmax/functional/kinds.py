@@ -1,4 +1,4 @@
-"""Properties of the input that decide which function serves it, and in which dtype."""
+"""Properties of the input that select the implementation and the dtype of the result."""
 
 import torch
 from torch import Tensor
@@ -6,7 +6,7 @@ from torch.masked import MaskedTensor
 
 
 def is_strided(x: Tensor) -> bool:
-    """Whether rows have strides; nested, jagged, masked, sparse and mkldnn tensors have none."""
+    """Whether ``x`` has strides, unlike nested, jagged, masked, sparse and mkldnn tensors."""
     return x.layout is torch.strided and not x.is_nested and not isinstance(x, MaskedTensor)
 
 

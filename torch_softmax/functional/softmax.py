@@ -20,20 +20,21 @@ from torch_softmax.functional.kinds import autocast_widens, is_strided
 def softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
     """Softmax along an axis, as :func:`torch.nn.functional.softmax` defines it.
 
-    One kernel reads each row once (rows too long for a block twice) and writes it once, with
-    float32 arithmetic whatever the storage dtype. A nested, jagged, masked, sparse or mkldnn tensor
-    goes to PyTorch's function.
+    One kernel reads each row once (rows longer than a tile twice) and writes it once, with float32
+    arithmetic whatever the storage dtype. Nested, jagged, masked, sparse and mkldnn tensors are
+    passed to PyTorch's function.
 
     Args:
-        input: Logits, any shape; float16, bfloat16, float32 or float64, or anything with ``dtype``.
+        input: Logits, any shape; float16, bfloat16, float32 or float64; any real dtype if ``dtype``
+            is given.
         dim: Axis along which the result sums to 1.
-        dtype: Type of the result; None keeps that of ``input``.
+        dtype: Dtype of the result; None keeps that of ``input``.
 
     Returns:
         Probabilities, contiguous, in the shape of ``input``.
 
     Raises:
-        TypeError: ``input`` is no tensor, or it or ``dtype`` is not one of the four types.
+        TypeError: ``input`` is not a tensor, or its dtype or ``dtype`` is not supported.
         IndexError: ``input`` has no axis ``dim``.
 
     Example:
@@ -95,6 +96,6 @@ def _softmax_dtype(name: str, input: Tensor, dtype: torch.dtype | None) -> torch
             )
         return dtype
     check_floating(name, "input", input)
-    # under autocast PyTorch widens softmax on a GPU, and leaves it as it is on a CPU
+    # under autocast PyTorch computes softmax in float32 on a GPU, but not on a CPU
     widens = input.device.type != "cpu" and autocast_widens(input)
     return compute_dtype(input.dtype) if widens else input.dtype

@@ -1,4 +1,4 @@
-"""Pictures and one page about what any classifier's logits say, and how rightly so.
+"""Plots and an HTML page about the predictions and the calibration of any classifier.
 
 Needs matplotlib: ``pip install matplotlib``, or this package with its extra ``plots``.
 """

@@ -1,4 +1,4 @@
-"""How every picture looks, whatever style the caller's matplotlib is set to."""
+"""The style of all plots, independent of the caller's matplotlib settings."""
 
 import io
 from contextlib import AbstractContextManager
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torch_softmax.report.findings import Findings
 
-# from the palette of Okabe and Ito, which stays apart under every kind of colour blindness
+# from the palette of Okabe and Ito, distinguishable with every kind of colour blindness
 BLUE, ORANGE, VERMILLION, GREY = "#0072B2", "#E69F00", "#D55E00", "#BBBBBB"
 DOTS_PER_INCH = 144
 MAX_NAME_LENGTH = 16
@@ -19,7 +19,7 @@ STYLE = {
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlesize": 10,
-    "font.family": "DejaVu Sans",  # comes with matplotlib, and has the marks of right and wrong
+    "font.family": "DejaVu Sans",  # comes with matplotlib, and has the glyphs of RIGHT and WRONG
     "font.size": 9,
     "hatch.linewidth": 1.5,
     # a class name may hold dollar signs
@@ -28,12 +28,12 @@ STYLE = {
 
 
 def style() -> AbstractContextManager[None]:
-    """Draw in the style of the report, and leave the caller's as it was."""
+    """A context with the style of the report, which restores the caller's style."""
     return matplotlib.style.context(["default", STYLE])
 
 
 def new_figure(findings: Findings, heading: str, width: float, height: float) -> Figure:
-    """An empty picture of a size in inches, with its heading and the caller's note."""
+    """An empty figure with a size in inches, a heading and the caller's note."""
     figure = Figure(figsize=(width, height), layout="constrained")
     lines = [heading, *([f"[{findings.note}]"] if findings.note else [])]
     figure.suptitle("\n".join(lines), fontsize=13, fontweight="bold")
@@ -41,7 +41,7 @@ def new_figure(findings: Findings, heading: str, width: float, height: float) ->
 
 
 def as_png(figure: Figure) -> bytes:
-    """The picture as the content of a file."""
+    """The figure as the content of a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(
         buffer,
@@ -62,7 +62,7 @@ def show_image(axes: Axes, pixels: Tensor) -> None:
 
 
 def frame(axes: Axes, is_right: bool) -> None:
-    """Frame an image by whether the model is right: thin and whole, or thick and dashed."""
+    """Frame an image: thin and solid if the prediction is right, else thick and dashed."""
     axes.spines[:].set(
         color=BLUE if is_right else VERMILLION,
         linewidth=1.2 if is_right else 3,
@@ -73,7 +73,7 @@ def frame(axes: Axes, is_right: bool) -> None:
 
 
 def short(name: str) -> str:
-    """A class name, cut where it would not fit."""
+    """A class name, shortened to MAX_NAME_LENGTH."""
     return (
         name
         if len(name) <= MAX_NAME_LENGTH

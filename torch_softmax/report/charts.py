@@ -1,4 +1,4 @@
-"""Pictures of all rows together: confusions, calibration, and the course of the training."""
+"""Plots of all rows together: confusion matrix, reliability diagram, learning curve."""
 
 import torch
 from matplotlib.axes import Axes
@@ -11,20 +11,20 @@ from torch_softmax.report.canvas import BLUE, GREY, ORANGE, VERMILLION, new_figu
 from torch_softmax.report.findings import Findings, count_confusions, percent
 from torch_softmax.uncertainty import calibration_error, reliability
 
-# with more, the numbers or the names would not be legible
+# with more classes, the counts or the names would not be legible
 MAX_CLASSES_WITH_COUNTS, MAX_CLASSES_WITH_NAMES = 20, 60
 N_BINS = 15
 
 
 def confusion(findings: Findings) -> Figure:
-    """How often rows of each true class are taken for which class."""
+    """The confusion matrix."""
     counts = count_confusions(findings)
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
     n = len(counts)
     side = min(max(2.5 + 0.6 * n, 5), 14)
     figure = new_figure(findings, "Confusion matrix", side + 1, side)
     axes = figure.subplots()
-    # by the square root: mistakes of a few per cent would look like none
+    # square-root scale: on a linear one, a few percent of mistakes would be invisible
     image = axes.imshow(shares.numpy(), cmap="Blues", norm=PowerNorm(0.5, 0, 1))
     colorbar = figure.colorbar(image, ax=axes, shrink=0.8, format=PercentFormatter(1))
     colorbar.set_label("share of the rows of the true class")
@@ -56,7 +56,7 @@ def reliability_diagram(findings: Findings) -> Figure:
         _show_reliability(findings, name, temperature, diagram, histogram)
     grid[0, 0].set_ylabel("accuracy")
     grid[1, 0].set_ylabel("rows")
-    # below the bars: that of a few rows may be as high as its axes
+    # below the axes, because the bars of a few rows may fill them
     entries = grid[0, 0].get_legend_handles_labels()
     figure.legend(*entries, loc="outside lower center", ncols=len(entries[0]), frameon=False)
     return figure
@@ -79,12 +79,12 @@ def learning_curve(findings: Findings) -> Figure:
         text = axes.annotate(
             last, (epochs[-1], values[-1]), (0, 8), textcoords="offset points", ha="right"
         )
-        # over the lines of the grid
+        # a white box hides the grid lines behind the text
         text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1})
         axes.margins(y=0.2)
     above.yaxis.set_major_formatter(PercentFormatter(1))
     below.set_xlabel("epoch")
-    # around a single epoch there would be fractions of it
+    # explicit limits: around a single epoch the ticks would be fractions
     below.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
     below.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return figure
@@ -117,7 +117,7 @@ def _show_reliability(
     diagram.set_title(f"{name}\ncalibration error {percent(error)}")
     histogram.bar(centers, n_rows, width, color=GREY)
     histogram.set(xlabel="confidence", yscale="log")
-    # below 1, so that a bin of one row has a bar
+    # below 1, so that a bin of one row has a visible bar
     histogram.set_ylim(bottom=0.5)
     histogram.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     for axes in (diagram, histogram):

@@ -1,4 +1,4 @@
-"""What a report is about: the caller's rows, checked, and what every part of it needs of them."""
+"""The data of a report: the caller's checked rows, and values that several parts use."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from torch_softmax.functional.checks import (
 )
 from torch_softmax.uncertainty import Prediction, predict
 
-# above it, bars and tables show the likeliest classes only
+# with more classes, bars and tables show the likeliest ones only
 MAX_CLASSES_IN_FULL = 12
 N_LIKELIEST = 10
 N_NOTABLE = 6
@@ -23,7 +23,7 @@ RIGHT, WRONG = "\N{CHECK MARK}", "\N{BALLOT X}"
 
 
 class Findings(NamedTuple):
-    """Rows of a classifier and what they say, on the CPU."""
+    """Rows of logits and their predictions, on the CPU."""
 
     logits: Tensor  # float64, (rows, classes)
     target: Tensor  # int64, (rows,)
@@ -38,11 +38,11 @@ class Findings(NamedTuple):
 
     @property
     def accuracy(self) -> float:
-        """Share of the rows whose likeliest class is the true one."""
+        """Fraction of the rows whose likeliest class is the true one."""
         return self.is_right.double().mean().item()
 
     def surest_mistakes(self) -> list[int]:
-        """Rows whose likeliest class is not the true one, the surest first."""
+        """Rows with a wrong prediction, by falling confidence."""
         order = self.prediction.confidence.argsort(descending=True, stable=True)
         return order[~self.is_right[order]].tolist()
 
@@ -51,11 +51,11 @@ class Findings(NamedTuple):
         return self.prediction.entropy.argsort(descending=True, stable=True).tolist()
 
     def closest_call(self) -> int:
-        """The row whose two likeliest classes lie closest together."""
+        """The row with the smallest margin between its two likeliest classes."""
         return int(self.prediction.margin.argmin())
 
     def notable_rows(self) -> dict[int, str]:
-        """A few rows that show all that can happen, each with what it shows."""
+        """Example rows, one for each kind of prediction, with their captions."""
         order = self.prediction.confidence.argsort(descending=True, stable=True)
         right, wrong = order[self.is_right[order]].tolist(), self.surest_mistakes()
         captions: dict[int, list[str]] = {}
@@ -75,13 +75,13 @@ class Findings(NamedTuple):
         return {row: "; ".join(names).capitalize() for row, names in captions.items()}
 
     def shown_classes(self, row: int) -> list[int]:
-        """The classes of a row that bars and tables show: all, or of very many the likeliest."""
+        """The classes of a row that bars and tables show: all, or the likeliest of many."""
         if len(self.class_names) <= MAX_CLASSES_IN_FULL:
             return list(range(len(self.class_names)))
         return self.logits[row].argsort(descending=True, stable=True)[:N_LIKELIEST].tolist()
 
     def verdict(self, row: int, true_name: str) -> str:
-        """Whether a row is right, told without colour, and what it is if not."""
+        """Whether the prediction is right, without relying on colour, and the true class if not."""
         return f"{RIGHT} right" if self.is_right[row] else f"{WRONG} wrong: is {true_name}"
 
     def predicted_name(self, row: int) -> str:
@@ -103,7 +103,7 @@ def find(
     title: str,
     note: str,
 ) -> Findings:
-    """Check what the caller passes and compute what the report tells."""
+    """Check the arguments of ``write_report`` and compute the findings."""
     check_classified_rows("write_report", "logits", logits, target)
     if len(logits) == 0:
         raise ArgumentValueError("write_report needs logits of at least one row, got none")
@@ -122,7 +122,7 @@ def find(
                 f"write_report needs history with epoch, loss and accuracy of each epoch, "
                 f"got one without {', '.join(sorted(missing))}"
             )
-    # in float32 what is very likely would round to certain
+    # float64, because probabilities near 1 would round to 1 in float32
     logits, target = logits.detach().cpu().double(), target.cpu().long()
     prediction = predict(logits, top_k=min(3, logits.shape[1]))
     if prediction.confidence.isnan().any():
@@ -146,7 +146,7 @@ def find(
 
 
 def percent(share: float) -> str:
-    """A probability as text that claims no certainty: softmax comes to 1 by rounding alone."""
+    """A probability in percent, never 0 % or 100 % by rounding alone."""
     if 0 < share < 0.001:
         return "<0.1%"
     if share > 0.999:
@@ -155,7 +155,7 @@ def percent(share: float) -> str:
 
 
 def class_accuracies(findings: Findings) -> Iterator[tuple[str, int, float, float, str]]:
-    """Of each class its name, rows, recall, precision, and what it is mostly mistaken for."""
+    """For each class: name, rows, recall, precision, and the class it is mostly mistaken for."""
     counts = count_confusions(findings)
     for label, name in enumerate(findings.class_names):
         n_rows, n_named = counts[label].sum(), counts[:, label].sum()
@@ -167,7 +167,7 @@ def class_accuracies(findings: Findings) -> Iterator[tuple[str, int, float, floa
 
 
 def count_confusions(findings: Findings) -> Tensor:
-    """How many rows of each true class, along axis 0, have which likeliest class."""
+    """The confusion matrix: numbers of rows by true class (axis 0) and predicted class."""
     n = len(findings.class_names)
     pairs = findings.target * n + findings.prediction.label
     return pairs.bincount(minlength=n * n).view(n, n)

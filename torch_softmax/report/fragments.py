@@ -1,4 +1,4 @@
-"""Parts of the page: each returns HTML in which all that the caller named is escaped."""
+"""Parts of the page: each function returns HTML with text from the caller escaped."""
 
 import base64
 import io
@@ -10,17 +10,17 @@ import torch
 
 from torch_softmax.report.findings import Findings, class_accuracies, percent
 
-# decades of temperature that the slider covers, and more if the fitted one lies beyond
+# least decades of temperature on each side of 1 that the slider covers
 SLIDER_DECADES = 1
 
 
 def data_url(png: bytes) -> str:
-    """An image as an address that holds it."""
+    """A PNG image as a data URL."""
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def figure(png: bytes, text: str) -> str:
-    """A picture, in a box that scrolls where the screen is narrow."""
+    """A plot in a box that scrolls on narrow screens."""
     return (
         f'<figure class="wide" tabindex="0" role="group" aria-label="{escape(text)}">'
         f'<img src="{data_url(png)}" alt="{escape(text)}"></figure>'
@@ -28,7 +28,7 @@ def figure(png: bytes, text: str) -> str:
 
 
 def summary(scores: Mapping[str, str]) -> str:
-    """Named numbers."""
+    """A list of named scores."""
     items = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
         for name, value in scores.items()
@@ -37,7 +37,7 @@ def summary(scores: Mapping[str, str]) -> str:
 
 
 def table(head: list[str], body: list[str], foot: str = "") -> str:
-    """A table of rows that are HTML already, in a box that scrolls where the screen is narrow."""
+    """A table of rows given as HTML, in a box that scrolls on narrow screens."""
     columns = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
     foot = f"<tfoot>{foot}</tfoot>" if foot else ""
     return (
@@ -73,7 +73,7 @@ def arithmetic_table(findings: Findings, row: int) -> str:
 
 
 def class_table(findings: Findings) -> str:
-    """How well each class is told."""
+    """A table of the recall and precision of each class."""
 
     def share(value: float) -> str:
         return "" if math.isnan(value) else f"{value:.1%}"
@@ -100,9 +100,9 @@ def playground(findings: Findings) -> str:
     cards = "\n".join(
         _card(findings, row, caption) for row, caption in findings.notable_rows().items()
     )
-    # without JavaScript there is no slider, and the cards show what the model says
+    # without JavaScript there is no slider, and the cards show temperature 1
     return (
-        # the slider stays in sight as long as this section does
+        # the slider is in this section so that it stays visible while the section is
         '<section><div class="slider" id="playground" hidden>'
         '<label for="temperature">Temperature</label> '
         '<output id="temperature-now" for="temperature">1</output>'
@@ -152,7 +152,7 @@ def _list_item(attributes: str, name: str, share: float) -> str:
 def _image(findings: Findings, row: int) -> str:
     if findings.images is None:
         return ""
-    # beside the pictures, which are drawn already: matplotlib is there
+    # imported here: the plots were drawn before, so matplotlib is installed
     from matplotlib.image import imsave
 
     pixels = findings.images[row].expand(-1, -1, 3)

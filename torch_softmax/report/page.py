@@ -1,4 +1,4 @@
-"""The page: the story of softmax told by the rows themselves, in one file without a network."""
+"""The HTML page: softmax explained with the rows of a report, in one self-contained file."""
 
 import json
 import math
@@ -37,7 +37,7 @@ goes on falling and the accuracy no longer rises, the model has begun to learn b
 
 
 def render_page(findings: Findings, pictures: Mapping[str, bytes]) -> str:
-    """The whole page; what the caller named is escaped."""
+    """The whole page; text from the caller is escaped."""
     shown = {
         name.removesuffix(".png"): figure(pictures[name], text) if name in pictures else ""
         for name, text in ALTERNATIVE_TEXTS.items()
@@ -63,7 +63,7 @@ def render_page(findings: Findings, pictures: Mapping[str, bytes]) -> str:
 
 
 def _numbers(findings: Findings) -> dict[str, str]:
-    """What stands inside the sentences of the story."""
+    """Values for the sentences of the page."""
     prediction, n_classes = findings.prediction, len(findings.class_names)
     example = findings.closest_call()
     return {
@@ -85,7 +85,7 @@ def _part(name: str) -> str:
 
 
 def _scores(findings: Findings, divisor: float) -> dict[str, str]:
-    """What a temperature changes."""
+    """The scores that depend on the temperature, for logits divided by ``divisor``."""
     logits, target = findings.logits / divisor, findings.target
     stats, probabilities = cross_entropy_with_stats(logits, target), softmax(logits, 1)
     return {
@@ -97,7 +97,7 @@ def _scores(findings: Findings, divisor: float) -> dict[str, str]:
 
 
 def _summary(findings: Findings, scores: list[dict[str, str]]) -> dict[str, str]:
-    """The scores as the model says, and after an arrow those at the fitted temperature."""
+    """The scores at temperature 1 and, after an arrow, at the fitted temperature."""
     return {
         "rows": f"{len(findings.target):,}",
         "accuracy": f"{findings.accuracy:.2%}",

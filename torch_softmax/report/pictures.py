@@ -1,4 +1,4 @@
-"""Pictures of single rows: what they are, what the model takes them for, and how sure it is."""
+"""Plots of single rows: image, prediction, confidence and true class."""
 
 from collections.abc import Callable, Iterable
 from itertools import zip_longest
@@ -18,7 +18,7 @@ TRUE_CLASS: dict[str, Any] = {"facecolor": "white", "edgecolor": VERMILLION, "ha
 
 
 def examples(findings: Findings) -> Figure:
-    """The first rows as they come, and below them the surest mistakes."""
+    """The first rows and, below them, the mistakes of highest confidence."""
     first = list(range(min(N_EXAMPLES, len(findings.target))))
     mistakes = findings.surest_mistakes()[:COLUMNS]
     groups = [("The first rows as they come", first)]
@@ -129,7 +129,7 @@ def _show_bars(findings: Findings, row: int, axes: Axes) -> None:
         axes.get_yticklabels()[bar].set_fontweight("bold")
         if target != label:
             bars[bar].set(**TRUE_CLASS)
-            # in words, because the bar may be too short to see
+            # as text, because the bar may be too short to see
             texts[bar].set(text=f"{percent(shares[bar])} \N{LEFTWARDS ARROW} true", weight="bold")
     axes.set(xlim=(0, 1.35), xticks=[])
     axes.spines["bottom"].set_visible(False)

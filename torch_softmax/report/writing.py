@@ -1,4 +1,4 @@
-"""Writing the report: everything is drawn first, then each file is replaced in one step."""
+"""Write the report: draw all plots first, then replace each file in one step."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -23,37 +23,37 @@ def write_report(
     title: str = "What the classifier says",
     note: str = "",
 ) -> list[Path]:
-    """Write pictures and a page about what a classifier says of rows, and how rightly so.
+    """Write plots and an HTML page about the predictions and the calibration of a classifier.
 
-    ``report.html`` needs no other file and no network: it has the pictures in it, tells what
-    logits, probabilities, confidence, entropy and calibration are by the rows themselves, and has a
-    slider for the temperature. Files of an earlier report are replaced, each at once.
+    ``report.html`` contains the plots and needs no other file and no network. It explains logits,
+    probabilities, confidence, entropy and calibration with the given rows, and has a slider for the
+    temperature. The files of an earlier report are replaced, each in one step.
 
     Args:
-        folder: Where to write; made if it is not there.
+        folder: Output folder; created if it does not exist.
         logits: Shape ``(rows, classes)``, of rows that the classifier was not trained on.
         target: True class of each row, any integer type.
         class_names: A name for each class.
-        images: What the classifier saw, shape ``(rows, height, width)``, or with 1 or 3 channels
-            before the height; uint8, or floating point in [0, 1]. Without them, the pictures that
-            are made of images are left out.
-        temperature: Of :class:`torch_softmax.uncertainty.TemperatureScaling`; the reliability
-            diagram shows the logits divided by it, too.
-        history: Of each epoch of the training a mapping with ``"epoch"``, ``"loss"`` and
+        images: Input images of the classifier, shape ``(rows, height, width)``, or with 1 or 3
+            channels before the height; uint8, or floating point in [0, 1]. None leaves out the
+            plots that show images.
+        temperature: From :class:`torch_softmax.uncertainty.TemperatureScaling`; the reliability
+            diagram also shows the logits divided by it.
+        history: For each epoch of the training a mapping with ``"epoch"``, ``"loss"`` and
             ``"accuracy"``, for the learning curve.
         title: Heading of the page.
-        note: What must be known of the numbers, such as "drawn garments, not Fashion-MNIST"; it
-            stands in every picture and on the page.
+        note: A remark on the data, such as "drawn garments, not Fashion-MNIST", shown in every plot
+            and on the page.
 
     Returns:
-        The files written: ``report.html``, and PNG pictures named ``confusion``, ``probabilities``,
-        ``reliability``, with ``images`` ``examples`` and ``uncertain``, with ``history``
+        The files written: ``report.html``, and PNG plots named ``confusion``, ``probabilities`` and
+        ``reliability``; with ``images`` also ``examples`` and ``uncertain``, with ``history`` also
         ``learning_curve``.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
-        TypeError: An argument is of the wrong kind or dtype.
-        ValueError: Shapes disagree, or an argument has no meaning.
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: Shapes disagree, or an argument is out of range.
         IndexError: A target is not a class.
     """
     findings = find(logits, target, class_names, images, temperature, history, title, note)
@@ -69,7 +69,7 @@ def write_report(
 
 
 def draw_pictures(findings: Findings) -> dict[str, bytes]:
-    """The contents of the pictures by the names of their files."""
+    """The plots as PNG content, by file name."""
     try:
         from torch_softmax.report import canvas, charts, pictures
     except ModuleNotFoundError as error:

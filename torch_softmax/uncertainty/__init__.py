@@ -1,4 +1,4 @@
-"""From logits to a decision: the likeliest class, how sure the model is, and how rightly so."""
+"""Predictions from logits: the likeliest class, its confidence, calibration and outliers."""
 
 from torch_softmax.uncertainty.calibration import (
     Reliability,

@@ -1,4 +1,4 @@
-"""Whether probabilities are true: of all rows that have a confidence of 80 %, are 80 % right?"""
+"""Calibration: of all rows with a confidence of 80 %, are 80 % predicted correctly?"""
 
 from typing import NamedTuple
 
@@ -14,12 +14,12 @@ from torch_softmax.functional.checks import (
 
 
 class Reliability(NamedTuple):
-    """Of the rows of each bin of confidence, what was said and what was true.
+    """Mean confidence and accuracy of the rows in each bin of confidence.
 
     Attributes:
-        confidence: Mean confidence; NaN where no row lies.
-        accuracy: Share whose likeliest class is the true one; NaN where no row lies.
-        n_rows: How many rows lie there, int64.
+        confidence: Mean confidence; NaN for an empty bin.
+        accuracy: Fraction of rows whose likeliest class is the true one; NaN for an empty bin.
+        n_rows: Number of rows in the bin, int64.
     """
 
     confidence: Tensor
@@ -33,14 +33,14 @@ def reliability(probabilities: Tensor, target: Tensor, n_bins: int = 15) -> Reli
     Args:
         probabilities: Shape ``(rows, classes)``; each row sums to 1.
         target: True class of each row, any integer type.
-        n_bins: How many bins divide [0, 1]. A bin holds its lower border, the last one both.
+        n_bins: Number of bins in [0, 1]. A bin includes its lower border, the last one both.
 
     Returns:
         :class:`Reliability`, each of shape ``(n_bins,)``.
 
     Raises:
-        TypeError: An argument is of the wrong kind or dtype.
-        ValueError: Shapes or devices disagree, or a row is no distribution.
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: Shapes or devices disagree, or a row is not a distribution.
         IndexError: A target is not a class.
 
     Example:
@@ -52,23 +52,23 @@ n_rows=tensor([0, 2]))
 
 
 def calibration_error(probabilities: Tensor, target: Tensor, n_bins: int = 15) -> Tensor:
-    """Expected calibration error: how far confidence lies from accuracy, on average over the rows.
+    """Expected calibration error: mean of |confidence - accuracy| over the bins.
 
-    It is the mean over the bins of :func:`reliability`, weighted by their counts, of
-    |confidence - accuracy|, as torchmetrics' ``MulticlassCalibrationError(norm="l1")``; but a
-    confidence of exactly 1 lies in the last bin, where torchmetrics has one more for it.
+    The bins are those of :func:`reliability`, weighted by their numbers of rows. torchmetrics'
+    ``MulticlassCalibrationError(norm="l1")`` is the same, except that it puts a confidence of
+    exactly 1 into an additional bin; here it is in the last bin.
 
     Args:
         probabilities: Shape ``(rows, classes)``; each row sums to 1.
         target: True class of each row, any integer type.
-        n_bins: How many bins of equal width divide [0, 1].
+        n_bins: Number of bins of equal width in [0, 1].
 
     Returns:
-        A scalar in [0, 1]; NaN of no rows.
+        A scalar in [0, 1]; NaN without rows.
 
     Raises:
-        TypeError: An argument is of the wrong kind or dtype.
-        ValueError: Shapes or devices disagree, or a row is no distribution.
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: Shapes or devices disagree, or a row is not a distribution.
         IndexError: A target is not a class.
 
     Example:
@@ -81,21 +81,20 @@ def calibration_error(probabilities: Tensor, target: Tensor, n_bins: int = 15) -
 
 
 def brier_score(probabilities: Tensor, target: Tensor) -> Tensor:
-    """Mean over the rows of the squared distance of the probabilities from the truth.
+    """Mean over the rows of the squared distance between the probabilities and the true one-hot.
 
-    The truth has probability 1 for the true class and 0 for the others, so that 0 is perfect and 2
-    is sure and wrong (Brier, 1950). Differentiable.
+    0 is a certain and correct prediction, 2 a certain and wrong one (Brier, 1950). Differentiable.
 
     Args:
         probabilities: Shape ``(rows, classes)``; each row sums to 1.
         target: True class of each row, any integer type.
 
     Returns:
-        A scalar in [0, 2]; NaN of no rows.
+        A scalar in [0, 2]; NaN without rows.
 
     Raises:
-        TypeError: An argument is of the wrong kind or dtype.
-        ValueError: Shapes or devices disagree, or a row is no distribution.
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: Shapes or devices disagree, or a row is not a distribution.
         IndexError: A target is not a class.
 
     Example:
@@ -118,7 +117,7 @@ def _reliability(function: str, probabilities: Tensor, target: Tensor, n_bins: i
     confidence, label = probabilities.to(compute_dtype(probabilities.dtype)).max(1)
     borders = torch.linspace(0, 1, n_bins + 1, dtype=confidence.dtype, device=confidence.device)
     bins = torch.bucketize(confidence, borders[1:-1], right=True)
-    # a product instead of scattered additions, whose order differs from run to run on a GPU
+    # a matrix product, because the order of scattered additions varies from run to run on a GPU
     in_bin = (bins == torch.arange(n_bins, device=bins.device).unsqueeze(1)).to(confidence.dtype)
     n_rows = in_bin.sum(1)
     return Reliability(

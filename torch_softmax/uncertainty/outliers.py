@@ -1,7 +1,7 @@
-"""Whether a model has seen anything like a row: distances in the space of its features.
+"""Out-of-distribution scores: distances between the features of a row and those of known rows.
 
-The probabilities of a softmax sum to 1 for an image of anything, so they do not tell a garment from
-noise. The distance of an image's features to those of known images does (Sun et al.,
+The probabilities of a softmax sum to 1 for any image, even for noise, so they do not identify
+outliers. The distance of an image's features to those of known images does (Sun et al.,
 "Out-of-Distribution Detection with Deep Nearest Neighbors", ICML 2022).
 """
 
@@ -17,28 +17,29 @@ from torch_softmax.functional.checks import (
     check_tensor,
 )
 
-# bounds the memory of the distances between rows and known rows
+# limits the memory for the distances between rows and known rows
 BLOCK_ROWS = 1024
 
 
 def nearest_neighbor_distance(features: Tensor, known: Tensor, k: int = 1) -> Tensor:
     """Distance of each row to its k-th nearest known row, both scaled to length 1.
 
-    It is an out-of-distribution score: the larger, the less the row resembles the known ones.
-    Distances of held-out rows that are in distribution give a limit, such as their 99th percentile.
+    The distance is an out-of-distribution score: the larger it is, the less the row resembles the
+    known ones. A percentile of the distances of held-out rows, such as the 99th, gives a threshold.
 
     Args:
-        features: What a layer of the model computes, such as the input of its last layer, shape
-            ``(rows, n)``; any floating-point dtype.
-        known: The same of rows that are in distribution, shape ``(known rows, n)``.
-        k: Which neighbor. 2 compares rows with themselves, each of which is its own nearest.
+        features: Features of the model, such as the input of its last layer, shape ``(rows, n)``;
+            any floating-point dtype.
+        known: Features of rows that are in distribution, shape ``(known rows, n)``.
+        k: Number of the neighbor. Use 2 to compare rows with themselves, because each row is its
+            own nearest neighbor.
 
     Returns:
         Shape ``(rows,)``, in [0, 2]; float32, float64 for float64. Differentiable. NaN for a row
         with NaN or infinities.
 
     Raises:
-        TypeError: A tensor is not floating-point, or ``k`` is no integer.
+        TypeError: A tensor is not floating-point, or ``k`` is not an integer.
         ValueError: Shapes disagree, or there are fewer than ``k`` known rows.
 
     Example:

@@ -1,4 +1,4 @@
-"""What logits say of each row: probabilities, the likeliest classes, and how sure they are."""
+"""Predictions for rows of logits: probabilities, the likeliest classes and their confidence."""
 
 from typing import NamedTuple
 
@@ -14,19 +14,19 @@ from torch_softmax.functional.checks import (
     check_tensor,
 )
 
-# a target that is no class: its rows have statistics and cost nothing
+# equals the default ignore_index, so rows have statistics and loss 0
 NO_TARGET = -100
 
 
 class Prediction(NamedTuple):
-    """What the logits of each row say; float32, float64 for float64.
+    """The prediction for each row of logits; float32, float64 for float64.
 
     Attributes:
         probabilities: softmax(logits), which sum to 1, in the shape of the logits.
-        label: Likeliest class, int64; of equal ones the first.
+        label: Likeliest class, int64; the first of several with equal logits.
         confidence: Probability of ``label``.
-        entropy: -sum(p * log(p)) in nats: 0 where the model is sure, log(classes) where every class
-            is as likely.
+        entropy: -sum(p * log(p)) in nats: 0 if one class is certain, log(classes) if all classes
+            are equally likely.
         margin: Confidence minus the second largest probability, 0 where two classes tie.
         top_classes: The likeliest classes, likeliest first; one more axis, of length ``top_k``.
         top_probabilities: Their probabilities.
@@ -42,21 +42,21 @@ class Prediction(NamedTuple):
 
 
 def predict(logits: Tensor, top_k: int = 3) -> Prediction:
-    """Probabilities of logits, the likeliest classes and how sure they are.
+    """Probabilities of logits, the likeliest classes and their confidence.
 
-    A confidence says what the model believes, and a model can be wrong while it is sure:
-    :class:`TemperatureScaling` brings confidences nearer to the truth. A row that holds NaN, +inf
-    or nothing but -inf has no probabilities: its numbers are NaN, and its classes mean nothing.
+    A model can be wrong with a high confidence; :class:`TemperatureScaling` calibrates confidences.
+    A row with NaN or +inf, or with -inf only, has no probabilities: its values are NaN and its
+    classes are arbitrary.
 
     Args:
         logits: Shape ``(classes,)`` or ``(rows, classes)``; float16, bfloat16, float32 or float64.
-        top_k: How many of the likeliest classes to name.
+        top_k: Number of likeliest classes to return.
 
     Returns:
         :class:`Prediction`, whose probabilities, confidence, entropy and margin are differentiable.
 
     Raises:
-        TypeError: ``logits`` is no floating-point tensor, or ``top_k`` no integer.
+        TypeError: ``logits`` is not a floating-point tensor, or ``top_k`` is not an integer.
         ValueError: ``logits`` has another shape, or fewer than ``top_k`` classes.
 
     Example:
@@ -79,11 +79,11 @@ def predict(logits: Tensor, top_k: int = 3) -> Prediction:
         raise ArgumentValueError(
             f"predict needs top_k of at most the {n_classes} classes, got {top_k}"
         )
-    # bfloat16 would make every confidence above 0.998 a certainty
+    # widened, because bfloat16 would round every confidence above 0.998 to 1
     probabilities = softmax(logits, -1, compute_dtype(logits.dtype))
     no_target = torch.full(logits.shape[:-1], NO_TARGET, device=logits.device)
     entropy = cross_entropy_with_stats(logits, no_target, reduction="none").entropy
-    # of the logits, because unequal ones can round to equal probabilities; topk takes any of equals
+    # sort logits, not probabilities, which may be equal after rounding; topk has no stable order
     order = logits.detach().argsort(dim=-1, descending=True, stable=True)
     ordered = probabilities.gather(-1, order[..., : max(top_k, 2)])
     confidence = ordered[..., 0]

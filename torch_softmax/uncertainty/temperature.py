@@ -1,8 +1,8 @@
-"""Temperature scaling: one number that makes a model as sure as it is right.
+"""Temperature scaling: calibrate the confidence of a model with one parameter.
 
-Networks are mostly surer than they are right. Dividing all logits by one temperature mends that
-without changing which class is the likeliest (Guo et al., "On Calibration of Modern Neural
-Networks", ICML 2017).
+The confidence of neural networks mostly exceeds their accuracy. Dividing all logits by one
+temperature corrects this without changing the likeliest class (Guo et al., "On Calibration of
+Modern Neural Networks", ICML 2017).
 """
 
 import math
@@ -21,10 +21,10 @@ from torch_softmax.functional.checks import (
 
 
 class TemperatureScaling(nn.Module):
-    """Divides logits by a temperature, which :meth:`fit` finds on rows kept out of training.
+    """Divides logits by a temperature, which :meth:`fit` determines from rows held out of training.
 
-    Above 1 it makes a model less sure, below 1 surer; the likeliest class stays. ``temperature`` is
-    a buffer, so that ``state_dict`` and ``.to(device)`` carry it.
+    A temperature above 1 lowers confidences, one below 1 raises them; the likeliest class stays the
+    same. ``temperature`` is a buffer, so ``.to(device)`` moves it and ``state_dict`` contains it.
 
     Example:
         >>> logits = torch.tensor([[4.0, 0.0], [4.0, 0.0], [4.0, 0.0], [4.0, 0.0]])
@@ -33,13 +33,14 @@ class TemperatureScaling(nn.Module):
         tensor([0.7500, 0.2500])
     """
 
-    # with separable classes every lower temperature fits better, with worse than random ones every
-    # higher one: these bounds are where the search ends
+    # bounds of the search: for separable classes every lower temperature fits better, for
+    # predictions worse than random every higher one
     MIN_TEMPERATURE = 0.01
     MAX_TEMPERATURE = 100.0
-    # a mean in nats, far below what any number of rows can tell
+    # a mean in nats, far below the statistical error of any number of rows
     NEGLIGIBLE = 1e-9
-    PRECISION = 1e-7  # of the logarithm of the temperature, about that of a float32
+    # of the logarithm of the temperature, about the precision of float32
+    PRECISION = 1e-7
 
     temperature: Tensor
 
@@ -49,12 +50,11 @@ class TemperatureScaling(nn.Module):
 
     @torch.no_grad()
     def fit(self, logits: Tensor, target: Tensor) -> Self:
-        """Find the temperature in [0.01, 100] that makes the mean cross-entropy least.
+        """Find the temperature in [0.01, 100] that minimizes the mean cross-entropy.
 
-        Cross-entropy is convex in 1 / temperature, and least where its mean equals the mean
-        entropy: where the surprise is as large as the model says it will be. Bisection in float64
-        finds that place from any start; where the logits tell nothing of it, such as with one class
-        or equal logits, the temperature is 1.
+        Cross-entropy is convex in 1 / temperature; at its minimum the mean cross-entropy equals the
+        mean entropy. Bisection in float64 finds it. If the logits do not determine a temperature,
+        as with one class or equal logits, the temperature is 1.
 
         Args:
             logits: Shape ``(rows, classes)``, of rows that the model was not trained on.
@@ -64,7 +64,7 @@ class TemperatureScaling(nn.Module):
             This module.
 
         Raises:
-            TypeError: An argument is of the wrong kind or dtype.
+            TypeError: An argument has the wrong type or dtype.
             ValueError: Shapes or devices disagree, there is no row, or a loss is not finite.
             IndexError: A target is not a class.
         """
@@ -75,7 +75,7 @@ class TemperatureScaling(nn.Module):
 
         def overconfidence(log_temperature: float) -> float:
             stats = cross_entropy_with_stats(logits, target, logit_scale=math.exp(-log_temperature))
-            # times -1 / temperature, the derivative of the loss
+            # minus the derivative of the loss in log_temperature
             return (stats.loss - stats.entropy.mean()).item()
 
         low, high = math.log(self.MIN_TEMPERATURE), math.log(self.MAX_TEMPERATURE)
@@ -101,5 +101,5 @@ class TemperatureScaling(nn.Module):
         return logits / self.temperature
 
     def extra_repr(self) -> str:
-        """Temperature, as ``repr`` shows it."""
+        """The temperature that ``repr`` shows."""
         return f"temperature={self.temperature.item():.4g}"
