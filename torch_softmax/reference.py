@@ -248,7 +248,7 @@ def compose_loss(
 
     ``row_forward`` is :func:`cross_entropy_forward` or a faster implementation.
     """
-    target, class_weight, terms = fold_options(logits, target, weight, denominator, options)
+    target, class_weight, terms = loss_terms(logits, target, weight, denominator, options)
     arguments = (target, class_weight, options.logit_scale, options.softcap)
     reduce = terms.row_losses if options.reduction == "none" else terms.reduced_loss
     if row_forward is not cross_entropy_forward:

@@ -29,7 +29,7 @@ import triton
 import triton.language as tl
 
 from .arithmetic import compute_dtype, exp, softcap, softcap_grad
-from .loss_epilogue import fold_options, load_denominator, reduce_loss
+from .loss_epilogue import apply_options, load_denominator, reduce_loss
 from .online_softmax import (
     as_partials,
     combine_row_sums,

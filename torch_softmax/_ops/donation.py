@@ -17,7 +17,7 @@ def donate(x: Tensor) -> Tensor:
         raise RuntimeError("cross_entropy needs inplace=False under torch.func, got True")
     if forward_ad._current_level >= 0:
         raise RuntimeError("cross_entropy needs inplace=False in forward mode, got True")
-    taken = _Alias.apply(x)
+    alias: Tensor = _Alias.apply(x)
     _Invalidate.apply(x)
     return alias
 

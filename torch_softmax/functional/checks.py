@@ -138,6 +138,7 @@ def check_cross_entropy_tensors(
             f"{function} needs target to be class indices of an integer type or probabilities, "
             f"got {target.dtype}"
         )
+    shape: tuple[int, ...]
     if target.is_floating_point():
         check_floating(function, "target", target)
         shape, kind = size, "probabilities"
