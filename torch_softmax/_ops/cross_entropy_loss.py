@@ -144,14 +144,8 @@ class SoftmaxCrossEntropyFunction(Function):
 
 
 def _gradient(ctx: Any, dloss: Tensor, dlogits: Tensor, inputs: list[Any]) -> Tensor:
-    if torch.compiler.is_compiling():
-        return scale(dlogits, dloss)
     if not needs_differentiable_backward(dloss):
-        if torch._C._autograd._get_current_graph_task_keep_graph():
-            # another backward will want the gradient as it is
-            return scale(dlogits, dloss)
-        scale_inplace(dlogits, dloss)
-        return dlogits
+        return scaled_gradient(dlogits, dloss)
     if not torch.is_grad_enabled():
         return dlogits * dloss
     if ctx.inplace:
@@ -159,4 +153,12 @@ def _gradient(ctx: Any, dloss: Tensor, dlogits: Tensor, inputs: list[Any]) -> Te
     args = (*inputs, ctx.options, ctx.dtype)
     loss, _ = reference.compose_loss(reference.cross_entropy_forward, *args)
     (gradient,) = torch.autograd.grad(loss, inputs[0], dloss, create_graph=True)
+    return gradient
+
+
+def scaled_gradient(gradient: Tensor, factor: Tensor) -> Tensor:
+    """A saved gradient times its factor, in its own memory where no other backward needs it."""
+    if torch.compiler.is_compiling() or torch._C._autograd._get_current_graph_task_keep_graph():
+        return scale(gradient, factor)
+    scale_inplace(gradient, factor)
     return gradient
