@@ -38,3 +38,33 @@ def loss_and_gradients(x, linear_weight, target, linear_bias, factor=1.5, **opti
     wanted = [y for y in (x, linear_weight, linear_bias) if y is not None and y.requires_grad]
     dloss = factor * torch.arange(1, loss.numel() + 1, device=loss.device).view(loss.shape).cos()
     return loss.detach(), *torch.autograd.grad(loss, wanted, dloss.to(loss))
+
+
+def linear_operator_arguments(device):
+    """Arguments for the operators of linear heads, in one chunk and in several."""
+    x, linear_weight = torch.randn(6, 3, device=device), torch.randn(5, 3, device=device)
+    several = (torch.randn(10, 3, device=device), torch.randint(5, (6, 2), device=device))
+    target = torch.tensor([0, 4, -100, 2, -100, 1], device=device)
+    soft = torch.softmax(torch.randn(6, 5, device=device), -1)
+    bias, weight = torch.randn(5, device=device), torch.rand(5, device=device)
+    mean, capped = (-100, "mean", 0.1, 0.01, None, 1.0), (-100, "sum", 0.0, 0.0, 2.0, 1.5)
+    float32, every, none = torch.float32, [True] * 3, [False] * 3
+    ignored = target == -100
+    of_indices = (x, linear_weight, target.clamp(min=0), bias, weight, ignored, 1.5, 2.0, float32)
+    of_soft = (x, linear_weight, soft, None, None, None, 1.0, None, float32)
+    stats, rows = torch.randn(6, 2, device=device), torch.rand(6, device=device)
+    return {
+        "linear_cross_entropy_loss": [
+            (x, linear_weight, target, bias, weight, None, *mean, float32, float32, 4, every),
+            (x, linear_weight, soft, None, None, None, *capped, float32, float32, None, none),
+            (
+                *(x.bfloat16(), several[0].bfloat16(), several[1], None, weight, None, *mean),
+                *(float32, torch.bfloat16, 4, [True, True, False]),
+            ),
+        ],
+        "linear_cross_entropy_forward": [(*of_indices, 4, True), (*of_soft, None, False)],
+        "linear_cross_entropy_backward": [
+            (*of_indices, 4, stats, rows, rows, rows, rows, every),
+            (*of_soft, None, stats, rows, rows, None, None, [False, True, False]),
+        ],
+    }

@@ -173,7 +173,8 @@ class LinearCrossEntropyRowsFunction(Function):
         if needs_differentiable_backward(*arriving):
             gradients = _differentiable_gradients(ctx, tensors, needed, arriving)
         else:
-            coefficients = _coefficients(ctx, tensors, target_weight, entropy, arriving)
+            numbers = (target_weight, entropy, softmax_stats)
+            coefficients = _coefficients(ctx, tensors, numbers, arriving)
             gradients = linear_cross_entropy_backward(
                 *tensors, *ctx.settings, softmax_stats, *coefficients, needed
             )
@@ -186,20 +187,18 @@ class LinearCrossEntropyRowsFunction(Function):
 def _coefficients(
     ctx: Any,
     tensors: list[Any],
-    target_weight: Tensor,
-    entropy: Tensor,
+    numbers: tuple[Tensor, Tensor, Tensor],
     arriving: tuple[Tensor | None, ...],
 ) -> tuple[Tensor | None, ...]:
     """``a``, ``b``, ``s`` and ``e`` of ``reference.cross_entropy_backward``."""
     _, _, target, _, class_weight, ignored = tensors
+    target_weight, entropy, softmax_stats = numbers
     # while tracing, torch.compile passes zeros for what nobody used, also for what is empty
     wanted = wanted_outputs(target, class_weight, ctx.with_entropy)
     dnll, dsmooth, _, dlse, dentropy, _, _ = (
         gradient if want else None for gradient, want in zip(arriving, wanted, strict=True)
     )
-    batch = target.shape[:-1] if target.is_floating_point() else target.shape
-    like = next(y for y in arriving if y is not None)
-    b = like.new_zeros(batch) if dnll is None else dnll
+    b = torch.zeros_like(softmax_stats[..., 0]) if dnll is None else dnll
     a = b * target_weight if target.is_floating_point() else b
     if dsmooth is not None:
         a = a + dsmooth * class_weight.sum()
