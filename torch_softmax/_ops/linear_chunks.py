@@ -117,11 +117,11 @@ def _multiply_and_shift(a: Tensor, b: Tensor, bias: Tensor, out: Tensor) -> None
 def multiply_and_add(a: Tensor, b: Tensor, out: Tensor) -> None:
     """out += a @ b, where ``out`` may be wider than the operands."""
     if out.dtype == a.dtype:
-        out.addmm_(a, b)
+        torch.addmm(out, a, b, out=out)
     elif a.is_cuda:
         torch.ops.aten.addmm.dtype_out(out, a, b, out.dtype, out=out)
     else:
-        out.addmm_(a.to(out.dtype), b.to(out.dtype))
+        torch.addmm(out, a.to(out.dtype), b.to(out.dtype), out=out)
 
 
 class HeadGradients:
