@@ -77,7 +77,7 @@ LAYERS = {
 LATE_IMPORTS = {("torch_softmax._ops.registration", "torch_softmax._launch")}
 
 # with a call too: what draws, what tells progress, and whom it measures
-BENCHMARK_IMPORTS = {"liger_kernel", "matplotlib", "quack", "tqdm"}
+BENCHMARK_IMPORTS = {"cut_cross_entropy", "liger_kernel", "matplotlib", "quack", "tqdm"}
 
 
 def module_name(path):
