@@ -77,7 +77,7 @@ LAYERS = {
 LATE_IMPORTS = {("torch_softmax._ops.registration", "torch_softmax._launch")}
 
 # imports inside functions: plots, the progress bar and the measured packages
-BENCHMARK_IMPORTS = {"liger_kernel", "matplotlib", "quack", "tqdm"}
+BENCHMARK_IMPORTS = {"cut_cross_entropy", "liger_kernel", "matplotlib", "quack", "tqdm"}
 
 
 def module_name(path):

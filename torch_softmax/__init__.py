@@ -8,17 +8,22 @@ from torch_softmax._ops import (
 )
 from torch_softmax.functional import (
     CrossEntropyStats,
+    LinearCrossEntropyStats,
     cross_entropy,
     cross_entropy_with_stats,
+    linear_cross_entropy,
+    linear_cross_entropy_with_stats,
     log_softmax,
     softmax,
 )
-from torch_softmax.modules import CrossEntropyLoss, LogSoftmax, Softmax
+from torch_softmax.modules import CrossEntropyLoss, LinearCrossEntropyLoss, LogSoftmax, Softmax
 from torch_softmax.patching import patch
 
 __all__ = [
     "CrossEntropyLoss",
     "CrossEntropyStats",
+    "LinearCrossEntropyLoss",
+    "LinearCrossEntropyStats",
     "LogSoftmax",
     "LogSoftmaxFunction",
     "Softmax",
@@ -26,6 +31,8 @@ __all__ = [
     "SoftmaxFunction",
     "cross_entropy",
     "cross_entropy_with_stats",
+    "linear_cross_entropy",
+    "linear_cross_entropy_with_stats",
     "log_softmax",
     "patch",
     "softmax",

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from linear_heads import linear_operator_arguments
 from torch_softmax import reference
 
 OPERATORS = torch.ops.torch_softmax
@@ -58,9 +59,10 @@ def operator_arguments(device):
     }
 
 
-@pytest.mark.parametrize("name", operator_arguments("cpu"))
+@pytest.mark.parametrize("name", operator_arguments("cpu") | linear_operator_arguments("cpu"))
 def test_opcheck_finds_no_fault_in_the_registration(name, device):
-    for arguments in operator_arguments(device)[name]:
+    samples = operator_arguments(device) | linear_operator_arguments(device)
+    for arguments in samples[name]:
         torch.library.opcheck(getattr(OPERATORS, name).default, arguments)
 
 
@@ -70,7 +72,8 @@ def test_opcheck_covers_every_operator():
         for schema in torch._C._jit_get_all_schemas()
         if schema.name.startswith("torch_softmax::")
     }
-    assert registered == set(operator_arguments("cpu"))
+    samples = operator_arguments("cpu") | linear_operator_arguments("cpu")
+    assert registered == set(samples)
 
 
 def test_reference_defines_what_the_kernels_compute(kernel_device):

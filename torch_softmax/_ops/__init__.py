@@ -11,6 +11,11 @@ from torch_softmax._ops.cross_entropy_loss import (
     cross_entropy_with_rows,
 )
 from torch_softmax._ops.donation import donate
+from torch_softmax._ops.linear_chunks import LinearHead
+from torch_softmax._ops.linear_cross_entropy import (
+    linear_cross_entropy_loss,
+    linear_cross_entropy_with_rows,
+)
 from torch_softmax._ops.softmax import (
     LogSoftmaxFunction,
     SoftmaxFunction,
@@ -19,12 +24,15 @@ from torch_softmax._ops.softmax import (
 )
 
 __all__ = [
+    "LinearHead",
     "LogSoftmaxFunction",
     "SoftmaxCrossEntropyFunction",
     "SoftmaxFunction",
     "cross_entropy_loss",
     "cross_entropy_with_rows",
     "donate",
+    "linear_cross_entropy_loss",
+    "linear_cross_entropy_with_rows",
     "log_softmax",
     "softmax",
 ]

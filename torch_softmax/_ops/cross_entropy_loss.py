@@ -147,11 +147,7 @@ class SoftmaxCrossEntropyFunction(Function):
 
 def _gradient(ctx: Any, dloss: Tensor, dlogits: Tensor, inputs: list[Any]) -> Tensor:
     if not needs_differentiable_backward(dloss):
-        # another backward will want the gradient as it is
-        if torch.compiler.is_compiling() or _keeps_graph():
-            return scale(dlogits, dloss)
-        scale_inplace(dlogits, dloss)
-        return dlogits
+        return scaled_gradient(dlogits, dloss)
     if not torch.is_grad_enabled():
         return dlogits * dloss
     if ctx.inplace:
@@ -162,5 +158,9 @@ def _gradient(ctx: Any, dloss: Tensor, dlogits: Tensor, inputs: list[Any]) -> Te
     return gradient
 
 
-def _keeps_graph() -> bool:
-    return torch._C._autograd._get_current_graph_task_keep_graph()
+def scaled_gradient(gradient: Tensor, factor: Tensor) -> Tensor:
+    """A saved gradient times its factor, in its own memory where no other backward needs it."""
+    if torch.compiler.is_compiling() or torch._C._autograd._get_current_graph_task_keep_graph():
+        return scale(gradient, factor)
+    scale_inplace(gradient, factor)
+    return gradient

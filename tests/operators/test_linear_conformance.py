@@ -1,0 +1,95 @@
+"""PyTorch's own samples of ``linear_cross_entropy``, held by ours.
+
+The collections come with the installed PyTorch: the plain form, and two of its chunked form, whose
+``options`` say only how large a chunk is.
+"""
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+from torch.testing._internal.common_methods_invocations import op_db
+
+import torch_softmax
+from numerics import assert_agrees
+
+INFOS = [info for info in op_db if info.name == "nn.functional.linear_cross_entropy"]
+# what a gradient check takes element by element in less than a second
+SLOW_MODE_ELEMENTS = 40
+
+pytestmark = pytest.mark.skipif(not INFOS, reason="needs PyTorch 2.13 for its samples")
+
+
+def samples(info, dtype):
+    """Arguments of each sample, the bias among them, and its keywords without ``options``."""
+    torch.manual_seed(1)
+    for sample in info.sample_inputs("cpu", dtype, requires_grad=True):
+        keywords = {name: x for name, x in sample.kwargs.items() if name != "options"}
+        yield (sample.input, *sample.args, keywords.pop("linear_bias", None)), keywords
+
+
+each_sample = pytest.mark.parametrize(
+    ("info", "index"),
+    [
+        pytest.param(info, index, id=f"{info.formatted_name}-{index}")
+        for info in INFOS
+        for index, _ in enumerate(samples(info, torch.double))
+    ],
+)
+
+
+def ours(input, linear_weight, target, linear_bias, **options):
+    return torch_softmax.linear_cross_entropy(
+        input, linear_weight, target, linear_bias=linear_bias, chunk_size=3, **options
+    )
+
+
+def theirs(input, linear_weight, target, linear_bias, **options):
+    return torch.nn.functional.linear_cross_entropy(
+        input, linear_weight, target, linear_bias=linear_bias, **options
+    )
+
+
+def sample_of(info, index, dtype=torch.double):
+    return list(samples(info, dtype))[index]
+
+
+@each_sample
+def test_linear_conformance_sample_has_torchs_value_and_gradients(info, index):
+    arguments, options = sample_of(info, index)
+    assert_agrees(ours, theirs, *arguments, **options)
+
+
+@each_sample
+def test_linear_conformance_sample_has_them_in_float32(info, index, device):
+    arguments, options = sample_of(info, index, torch.float)
+
+    def moved(x):
+        return x if x is None else x.detach().to(device).requires_grad_(x.requires_grad)
+
+    options = {name: moved(x) if torch.is_tensor(x) else x for name, x in options.items()}
+    assert_agrees(ours, theirs, *map(moved, arguments), **options)
+
+
+@each_sample
+def test_linear_conformance_sample_has_right_gradients_in_every_mode(info, index):
+    arguments, options = sample_of(info, index)
+    inputs, function = differentiable(arguments, options)
+    fast_mode = sum(x.numel() for x in inputs) > SLOW_MODE_ELEMENTS
+    checks = {"check_batched_grad": True, "check_grad_dtypes": True, "fast_mode": fast_mode}
+    gradcheck(function, inputs, check_forward_ad=True, check_batched_forward_grad=True, **checks)
+    gradgradcheck(function, inputs, check_fwd_over_rev=True, **checks)
+
+
+def differentiable(arguments, options):
+    """The tensors that want a gradient, and the loss as a function of them."""
+    places = [i for i, x in enumerate(arguments) if x is not None and x.requires_grad]
+
+    def function(*inputs):
+        replaced = dict(zip(places, inputs, strict=True))
+        return ours(*(replaced.get(i, x) for i, x in enumerate(arguments)), **options)
+
+    return tuple(arguments[i] for i in places), function
+
+
+def test_linear_conformance_collections_hold_samples():
+    assert sum(len(list(samples(info, torch.double))) for info in INFOS) >= 300

@@ -1,0 +1,159 @@
+"""Derivatives of linear cross-entropy of every kind: right, or computed from all logits."""
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+from torch.utils.checkpoint import checkpoint
+
+import torch_softmax
+from linear_heads import linear_definition, random_head
+
+each_reduction = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+
+
+def double_head(device="cpu"):
+    return random_head(6, 3, 4, device=device, dtype=torch.double)
+
+
+def loss_of(target, **options):
+    """Our loss as a function of the three tensors that train."""
+
+    def loss(x, linear_weight, bias):
+        return torch_softmax.linear_cross_entropy(
+            x, linear_weight, target, linear_bias=bias, chunk_size=2, **options
+        )
+
+    return loss
+
+
+def definition_of(target, **options):
+    return lambda x, weight, bias: linear_definition(x, weight, target, linear_bias=bias, **options)
+
+
+@each_reduction
+def test_linear_cross_entropy_has_derivatives_of_every_order_and_mode(reduction):
+    x, weight, target, bias = double_head()
+    loss = loss_of(target, reduction=reduction, z_loss=0.1, label_smoothing=0.1)
+    gradcheck(
+        loss,
+        (x, weight, bias),
+        check_forward_ad=True,
+        check_batched_grad=True,
+        check_batched_forward_grad=True,
+    )
+    gradgradcheck(loss, (x, weight, bias), check_fwd_over_rev=True, check_batched_grad=True)
+
+
+@each_reduction
+@pytest.mark.parametrize("transform", [torch.func.jacrev, torch.func.jacfwd, torch.func.hessian])
+def test_linear_cross_entropy_serves_function_transforms(transform, reduction, device):
+    x, weight, target, bias = (y.detach() for y in double_head(device))
+    actual, expected = (
+        transform(function, argnums=(0, 1, 2))(x, weight, bias)
+        for function in (
+            loss_of(target, reduction=reduction),
+            definition_of(target, reduction=reduction),
+        )
+    )
+    torch.testing.assert_close(actual, expected)
+
+
+def test_linear_cross_entropy_gives_gradients_per_sample(device):
+    x, weight, target, bias = (y.detach() for y in double_head(device))
+
+    def gradient(x, target):
+        return torch.func.grad(loss_of(target, reduction="sum"))(x, weight, bias)
+
+    expected = torch.stack([gradient(*pair) for pair in zip(x, target, strict=True)])
+    torch.testing.assert_close(torch.func.vmap(gradient)(x, target), expected)
+
+
+@each_reduction
+def test_linear_cross_entropy_is_not_scaled_again_by_a_second_backward(reduction, device):
+    x, weight, target, bias = double_head(device)
+    y = loss_of(target, reduction=reduction)(x, weight, bias)
+    dy = torch.rand_like(y)
+    for factor in (3, 0.5):
+        y.backward(factor * dy, retain_graph=True)
+    expected = definition_of(target, reduction=reduction)(x, weight, bias)
+    gradients = torch.autograd.grad(expected, (x, weight, bias), 3.5 * dy)
+    torch.testing.assert_close((x.grad, weight.grad, bias.grad), gradients)
+
+
+@each_reduction
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_linear_cross_entropy_may_be_checkpointed(use_reentrant, reduction, device):
+    x, weight, target, bias = double_head(device)
+    loss = loss_of(target, reduction=reduction)
+    results = []
+    for y in (
+        loss(x, weight, bias),
+        checkpoint(loss, x, weight, bias, use_reentrant=use_reentrant),
+    ):
+        y.sum().backward()
+        results.append([y.detach(), x.grad, weight.grad, bias.grad])
+        x.grad = weight.grad = bias.grad = None
+    torch.testing.assert_close(*results)
+
+
+@each_reduction
+def test_linear_cross_entropy_may_keep_its_tensors_elsewhere(reduction, device):
+    x, weight, target, bias = double_head(device)
+    loss = loss_of(target, reduction=reduction)
+    expected = torch.autograd.grad(loss(x, weight, bias).sum(), (x, weight, bias))
+    with torch.autograd.graph.saved_tensors_hooks(lambda y: y.clone(), lambda y: y.clone()):
+        total = loss(x, weight, bias).sum()
+    torch.testing.assert_close(torch.autograd.grad(total, (x, weight, bias)), expected)
+
+
+def test_linear_cross_entropy_differentiates_a_weight_that_depends_on_the_input(device):
+    """The tensors of one call may be functions of each other, also in second derivatives."""
+    x, _, target, bias = double_head(device)
+    target, n_classes = target[:4], 4
+
+    def penalty(function):
+        weight = 0.5 * x[:n_classes].square()
+        loss = function(x[:4], weight, bias)
+        (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+        return torch.autograd.grad(gradient.square().sum(), x)[0]
+
+    torch.testing.assert_close(penalty(loss_of(target)), penalty(definition_of(target)))
+
+
+@each_reduction
+@pytest.mark.parametrize("is_soft", [False, True])
+def test_linear_cross_entropy_compiles_into_one_graph(is_soft, reduction, device):
+    x, weight, target, bias = double_head(device)
+    if is_soft:
+        target = torch.softmax(torch.randn_like(x[:, :1].expand(6, 4)), -1)
+    torch._dynamo.reset()
+    loss = loss_of(target, reduction=reduction)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    results = []
+    for function in (loss, compiled):
+        y = function(x, weight, bias)
+        results.append([y, *torch.autograd.grad(y.square().sum(), (x, weight, bias))])
+    torch.testing.assert_close(*results)
+
+
+def test_linear_cross_entropy_compiles_for_any_number_of_rows(device):
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        torch_softmax.linear_cross_entropy, fullgraph=True, dynamic=True, backend="aot_eager"
+    )
+    for n_rows in (5, 8, 11):
+        x, weight, target, bias = random_head(n_rows, device=device)
+        results = []
+        for function in (compiled, torch_softmax.linear_cross_entropy):
+            y = function(x, weight, target, linear_bias=bias)
+            results.append([y, *torch.autograd.grad(y, (x, weight, bias))])
+        torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_linear_cross_entropy_is_exported_as_pytorchs_operators(strict):
+    loss = torch_softmax.LinearCrossEntropyLoss(3, 5, bias=True, z_loss=0.1, chunk_size=2)
+    arguments = (torch.randn(4, 3), torch.tensor([0, 4, -100, 1]))
+    program = torch.export.export(loss, arguments, strict=strict)
+    assert "torch_softmax" not in str(program.graph)
+    torch.testing.assert_close(program.module()(*arguments), loss(*arguments))

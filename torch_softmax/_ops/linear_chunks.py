@@ -1,0 +1,170 @@
+"""The matrix products of linear cross-entropy, for some rows at a time.
+
+The logits of a chunk of rows lie in one buffer that every chunk uses again, and that their gradient
+takes. Rows are those of ``x``; with K-dimensional classes a row holds the logits of several losses.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from torch_softmax._layout import compute_dtype
+
+# bytes of logits at once. Below the minimum reading the weights costs a GPU more than the products
+GPU_BYTES, MIN_GPU_ROWS, MAX_GPU_ROWS = 2**30, 2048, 8192
+# a CPU computes on few rows as fast as on many, and pays for each fresh page
+CPU_BYTES, MIN_CPU_ROWS, MAX_CPU_ROWS = 2**25, 64, 8192
+
+
+class LinearHead(NamedTuple):
+    """What gives the logits: rows of ``x`` times ``weight`` plus ``bias``, in ``logits_dtype``.
+
+    ``weight`` has shape (classes * losses per row, features), with ``bias`` to match.
+    """
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    logits_dtype: torch.dtype
+
+    def products_dtype(self) -> torch.dtype:
+        """The dtype of the operands: a CPU has no product of float16 that is float32."""
+        is_wider = self.logits_dtype != self.x.dtype
+        return self.logits_dtype if is_wider and not self.x.is_cuda else self.x.dtype
+
+    def dense_logits(self) -> Tensor:
+        """All logits, differentiable."""
+        dtype = self.logits_dtype
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return torch.nn.functional.linear(self.x.to(dtype), self.weight.to(dtype), bias)
+
+
+class Chunk(NamedTuple):
+    """Some rows, and their logits in the buffer."""
+
+    rows: slice | Tensor
+    x: Tensor
+    logits: Tensor  # (rows, classes * losses per row)
+
+
+def chunks(
+    head: LinearHead, ignored: Tensor | None, chunk_size: int | None
+) -> tuple[int, Iterator[Chunk]]:
+    """How many chunks there are, and they, one after another in the same memory."""
+    index = None if ignored is None else _counted_rows(ignored, chunk_size)
+    n_rows = len(head.x) if index is None else len(index)
+    size = min(chunk_size or rows_in_budget(head), max(n_rows, 1))
+    n_chunks = -(-n_rows // size)
+    # chunks of equal size, which all reach the same speed
+    size = size if chunk_size or not n_chunks else -(-n_rows // n_chunks)
+    return n_chunks, _fill_chunks(head, index, n_rows, size)
+
+
+def rows_in_budget(head: LinearHead) -> int:
+    """Rows whose logits fit into the memory that is set aside for them."""
+    on_cpu = head.x.device.type == "cpu"
+    budget, least, most = (
+        (CPU_BYTES, MIN_CPU_ROWS, MAX_CPU_ROWS)
+        if on_cpu
+        else (GPU_BYTES, MIN_GPU_ROWS, MAX_GPU_ROWS)
+    )
+    row_bytes = len(head.weight) * head.logits_dtype.itemsize
+    return min(max(budget // row_bytes, least), most)
+
+
+def _counted_rows(ignored: Tensor, chunk_size: int | None) -> Tensor | None:
+    """Index of the rows that are not ignored, or None for all of them."""
+    if chunk_size is not None and ignored.device.type != "cpu":
+        # their number is known to the device alone, and the caller asked not to wait for it
+        return None
+    index = (~ignored).nonzero().squeeze(1)
+    return None if len(index) == len(ignored) else index
+
+
+def _fill_chunks(head: LinearHead, index: Tensor | None, n_rows: int, size: int) -> Iterator[Chunk]:
+    weight = head.weight.to(head.products_dtype()).t()
+    buffer = head.x.new_empty((min(size, n_rows), len(head.weight)), dtype=head.logits_dtype)
+    for start in range(0, n_rows, size):
+        rows = slice(start, min(start + size, n_rows))
+        chosen = rows if index is None else index[rows]
+        x, logits = head.x[chosen], buffer[: rows.stop - rows.start]
+        if head.bias is None:
+            multiply(x.to(weight.dtype), weight, logits)
+        else:
+            _multiply_and_shift(x.to(weight.dtype), weight, head.bias, logits)
+        yield Chunk(chosen, x, logits)
+
+
+def multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """out = a @ b, accumulated in float32 and rounded once."""
+    if out.dtype == a.dtype:
+        torch.mm(a, b, out=out)
+    else:
+        torch.ops.aten.mm.dtype_out(a, b, out.dtype, out=out)
+
+
+def _multiply_and_shift(a: Tensor, b: Tensor, bias: Tensor, out: Tensor) -> None:
+    """out = a @ b + bias, rounded once."""
+    if out.dtype == a.dtype:
+        torch.addmm(bias.to(out.dtype), a, b, out=out)
+    else:
+        multiply(a, b, out)
+        out += bias
+
+
+def multiply_and_add(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """out += a @ b, where ``out`` may be wider than the operands."""
+    if out.dtype == a.dtype:
+        torch.addmm(out, a, b, out=out)
+    elif a.is_cuda:
+        torch.ops.aten.addmm.dtype_out(out, a, b, out.dtype, out=out)
+    else:
+        torch.addmm(out, a.to(out.dtype), b.to(out.dtype), out=out)
+
+
+class HeadGradients:
+    """Gradients of a head, the sum of what each chunk adds; those that nobody needs are empty."""
+
+    def __init__(self, head: LinearHead, needed: list[bool], n_chunks: int) -> None:
+        self.head = head
+        self.needs_x, self.needs_weight, self.needs_bias = needed
+        # a sum of many chunks is rounded once, at its end
+        self.sum_dtype = head.x.dtype if n_chunks == 1 else compute_dtype(head.x.dtype)
+        self.is_single = n_chunks == 1
+        x, weight, bias = head[:3]
+        self.x = x.new_zeros(x.shape if self.needs_x else (0,))
+        weight_shape = weight.shape if self.needs_weight else (0,)
+        self.weight = weight.new_zeros(weight_shape, dtype=self.sum_dtype)
+        bias_shape = bias.shape if bias is not None and self.needs_bias else (0,)
+        self.bias = weight.new_zeros(bias_shape, dtype=compute_dtype(weight.dtype))
+
+    def add(self, chunk: Chunk, dlogits: Tensor) -> None:
+        """Add what the gradient of a chunk's logits contributes."""
+        if self.needs_bias:
+            self.bias += dlogits.sum(0, dtype=self.bias.dtype)
+        dlogits = dlogits.to(self.head.x.dtype)
+        if self.needs_x:
+            if isinstance(chunk.rows, slice):
+                torch.mm(dlogits, self.head.weight, out=self.x[chunk.rows])
+            else:
+                self.x[chunk.rows] = torch.mm(dlogits, self.head.weight)
+        if self.needs_weight:
+            add = multiply if self.is_single else multiply_and_add
+            add(dlogits.t(), chunk.x, self.weight)
+
+    def rounded(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The sums, in the dtypes of what they are the gradients of."""
+        dtype = self.head.weight.dtype
+        return self.x, self.weight.to(dtype), self.bias.to(dtype)
+
+
+def empty_gradients(head: LinearHead, needed: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+    """Uninitialized gradients, as fake tensors stand for them."""
+    like = (head.x, head.weight, head.weight[:, 0])
+    dx, dweight, dbias = (
+        torch.empty_like(y, memory_format=torch.contiguous_format) if is_needed else y.new_empty(0)
+        for y, is_needed in zip(like, needed, strict=True)
+    )
+    return dx, dweight, dbias
