@@ -58,6 +58,9 @@ def launches(monkeypatch):
     """The launches of the test so far."""
     launches = []
     for launcher in LAUNCHERS:
+        # plans keep their kernels
+        if hasattr(launcher, "_plans"):
+            monkeypatch.setattr(launcher, "_plans", {})
         for name, kernel in list(vars(launcher).items()):
             if name.endswith("_kernel"):
                 monkeypatch.setattr(launcher, name, RecordingKernel(name, kernel, launches))
@@ -276,7 +279,7 @@ def test_tiling_needs_neither_triton_nor_torch():
         pytest.param((2, 40000), False, True, id="long rows"),
         pytest.param((2, 2**18 + 3), False, True, id="many blocks, three columns in the last"),
         pytest.param((2, 4, 8, 8), True, False, id="class-strided"),
-        pytest.param((1, 5000, 4, 8), True, True, id="class-strided long rows"),
+        pytest.param((2, 2500, 4, 8), True, True, id="class-strided long rows"),
     ],
 )
 def test_tiling_reaches_the_schedule(
@@ -325,7 +328,12 @@ def test_tiling_reaches_beyond_32_bit_offsets(
 
     actual = operation.ours(x)
 
-    assert len(launches) == len(operation.kernels)
+    # one program adds the weights of its rows itself
+    launched, kernels = (
+        [name for name in names if name != "weight_sum_kernel"]
+        for names in ([launch.kernel for launch in launches], operation.kernels)
+    )
+    assert len(launched) == len(kernels)
     for launch in launches:
         if launch.tile is not None:
             assert all(max(matrix.stride()) >= FAR for matrix in launch.matrices)

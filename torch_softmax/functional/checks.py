@@ -148,7 +148,7 @@ def check_cross_entropy_tensors(
                 f"got probabilities and {ignore_index}"
             )
     else:
-        shape, kind = size[:1] if len(size) == 2 else _batch_of(size), "class indices"
+        shape, kind = _batch_of(size), "class indices"
     if target.shape != shape:
         raise ArgumentValueError(
             f"{function} needs target of shape {tuple(shape)} if it holds {kind} for input of "
