@@ -51,11 +51,11 @@ def spread(model, wrap):
 
 
 def train(head, wrap, is_tied, rank):
-    """Losses of a process, and the parameters that all of them end with."""
+    """Losses of a process, the parameters that all end with, and what the losses come from."""
     torch.manual_seed(0)
     model = spread(NextToken(head, is_tied), wrap)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    losses = []
+    losses, functions = [], set()
     for step in range(N_STEPS):
         generator = torch.Generator().manual_seed(10 * step + rank)
         tokens = torch.randint(N_CLASSES, (2, 5), generator=generator)
@@ -64,8 +64,9 @@ def train(head, wrap, is_tied, rank):
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
+        functions.add(loss.grad_fn.name())
     whole = [y.full_tensor() if isinstance(y, DTensor) else y for y in model.parameters()]
-    return losses, [y.detach().clone() for y in whole]
+    return losses, [y.detach().clone() for y in whole], functions
 
 
 def train_in_process(rank, folder):

@@ -136,6 +136,19 @@ def test_linear_cross_entropy_compiles_into_one_graph(is_soft, reduction, device
     torch.testing.assert_close(*results)
 
 
+# torch.compile looks at the gradient of inputs that are not leaves
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+@each_reduction
+def test_linear_cross_entropy_serves_compiled_autograd(reduction):
+    x, weight, target, bias = double_head()
+    loss = loss_of(target, reduction=reduction)
+    expected = torch.autograd.grad(3 * loss(x, weight, bias).sum(), (x, weight, bias))
+    torch._dynamo.reset()
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="aot_eager")):
+        (3 * loss(x, weight, bias).sum()).backward()
+    torch.testing.assert_close((x.grad, weight.grad, bias.grad), expected)
+
+
 def test_linear_cross_entropy_compiles_for_any_number_of_rows(device):
     torch._dynamo.reset()
     compiled = torch.compile(

@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from torch.autograd.profiler import profile
 
 import torch_softmax
+from devices import needs_gpus
+from linear_heads import loss_and_gradients, random_head
 from torch_softmax._ops import linear_chunks
 from torch_softmax.benchmark.memory import peak_bytes_on_cpu
 
@@ -83,6 +85,19 @@ def test_linear_step_takes_a_fifth_of_the_memory_of_the_logits(reduction):
     ours()
     peaks = [peak_bytes_on_cpu(step) - gradients for step in (ours, theirs)]
     assert peaks[0] <= peaks[1] / 5
+
+
+@needs_gpus(1)
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_linear_step_of_a_given_chunk_size_never_waits_for_the_gpu(reduction):
+    tensors = random_head(device="cuda")
+    loss_and_gradients(*tensors, reduction=reduction, chunk_size=4)  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss_and_gradients(*tensors, reduction=reduction, chunk_size=4)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_linear_chunks_fill_the_memory_set_aside_and_are_equal():
