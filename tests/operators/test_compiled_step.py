@@ -60,6 +60,22 @@ def test_compiled_step_scales_a_copy_of_a_retained_gradient():
     torch.testing.assert_close(second, 3 * two_gradients(LOGITS.clone(), TARGET))
 
 
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_step_leaves_the_logits_alone_in_place(backend):
+    torch._dynamo.reset()
+    loss_function = torch.compile(
+        lambda x: torch_softmax.cross_entropy(x, TARGET, inplace=True),
+        backend=backend,
+        fullgraph=True,
+    )
+    logits = (LOGITS * 1).requires_grad_()
+    (gradient,) = torch.autograd.grad(loss_function(logits), logits)
+    assert torch.equal(logits.detach(), LOGITS)
+    torch.testing.assert_close(
+        gradient, torch.autograd.grad(F.cross_entropy(logits, TARGET), logits)[0]
+    )
+
+
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
 def test_compiled_autograd_gives_the_same_gradient(backend):
     expected = step(F.cross_entropy)

@@ -137,6 +137,8 @@ def cross_entropy(
         )
     check_cross_entropy_tensors("cross_entropy", input, target, weight, options.ignore_index)
     denominator = as_denominator("cross_entropy", denominator, options.reduction, input)
+    # torch.compile plans memory itself
+    inplace = inplace and not torch.compiler.is_compiling()
     logits = _class_axis_last(_donated(input) if inplace else input)
     target = _class_axis_last(target) if target.is_floating_point() else target
     args = (logits, target, weight, denominator, options, _loss_dtype(input))
@@ -211,6 +213,8 @@ def cross_entropy_with_stats(
     check_strided(name, input)
     check_cross_entropy_tensors(name, input, target, weight, options.ignore_index)
     denominator = as_denominator(name, denominator, options.reduction, input)
+    # torch.compile plans memory itself
+    inplace = inplace and not torch.compiler.is_compiling()
     logits = _class_axis_last(_donated(input) if inplace else input)
     target = _class_axis_last(target) if target.is_floating_point() else target
     args = (logits, target, weight, denominator, options, _loss_dtype(input))
@@ -223,7 +227,7 @@ def _class_axis_last(x: Tensor) -> Tensor:
 
 
 def _donated(input: Tensor) -> Tensor:
-    if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and input.requires_grad):
+    if not (torch.is_grad_enabled() and input.requires_grad):
         return input
     if input.is_neg():
         raise ValueError("cross_entropy needs inplace=False for a negative view, got True")
