@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torch_softmax._layout import compute_dtype
 
-# bytes of logits at once. Below the minimum reading the weights costs a GPU more than the products
+# bytes of logits at once. With fewer rows a GPU takes longer to read the weights than to multiply
 GPU_BYTES, MIN_GPU_ROWS, MAX_GPU_ROWS = 2**30, 2048, 8192
 # a CPU computes on few rows as fast as on many, and pays for each fresh page
 CPU_BYTES, MIN_CPU_ROWS, MAX_CPU_ROWS = 2**25, 64, 8192
@@ -30,7 +30,7 @@ class LinearHead(NamedTuple):
     logits_dtype: torch.dtype
 
     def products_dtype(self) -> torch.dtype:
-        """The dtype of the operands: a CPU has no product of float16 that is float32."""
+        """The dtype of the operands: on CUDA alone a half-precision product may be float32."""
         is_wider = self.logits_dtype != self.x.dtype
         return self.logits_dtype if is_wider and not self.x.is_cuda else self.x.dtype
 
@@ -52,7 +52,7 @@ class Chunk(NamedTuple):
 def chunks(
     head: LinearHead, ignored: Tensor | None, chunk_size: int | None
 ) -> tuple[int, Iterator[Chunk]]:
-    """How many chunks there are, and they, one after another in the same memory."""
+    """The number of chunks, and the chunks, whose logits take the same buffer in turn."""
     index = None if ignored is None else _counted_rows(ignored, chunk_size)
     n_rows = len(head.x) if index is None else len(index)
     size = min(chunk_size or rows_in_budget(head), max(n_rows, 1))

@@ -1,5 +1,6 @@
 """What a user passes to linear cross-entropy, checked and brought to matrices of rows."""
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -44,8 +45,8 @@ def as_linear_call(
     denominator = as_denominator(name, denominator, options.reduction, input)
     batch, others = input.shape[:-1], linear_weight.shape[1:-1]
     bias = linear_bias if linear_bias is None else linear_bias.flatten()
-    x, linear_weight = input.reshape(-1, input.shape[-1]), linear_weight.flatten(0, -2)
-    head = _ops.LinearHead(x, linear_weight, bias, logits_dtype)
+    x = input.flatten(0, -2) if batch else input.unsqueeze(0)
+    head = _ops.LinearHead(x, linear_weight.flatten(0, -2), bias, logits_dtype)
     dtype = torch.promote_types(logits_dtype, torch.float32) if widens else logits_dtype
     target = _as_rows(target, len(batch), others)
     chunk_size = as_chunk_size(name, chunk_size)
@@ -55,11 +56,12 @@ def as_linear_call(
 
 def _as_rows(target: Tensor, batch_axes: int, others: torch.Size) -> Tensor:
     """Target of shape (rows,) or (rows, losses), or with the classes as an axis after those."""
+    # products, since Size.numel() makes symbolic sizes constant
+    shape = [math.prod(target.shape[:batch_axes]), *([math.prod(others)] if others else [])]
     if target.is_floating_point():
-        rows = target.shape[:batch_axes].numel()
         target = target.movedim(batch_axes, -1)
-        return target.reshape(rows, *([others.numel()] if others else []), target.shape[-1])
-    return target.reshape(target.shape[:batch_axes].numel(), *([others.numel()] if others else []))
+        shape.append(target.shape[-1])
+    return target.reshape(shape)
 
 
 def _autocast(input: Tensor, *parameters: Tensor | None) -> tuple[Any, ...]:
