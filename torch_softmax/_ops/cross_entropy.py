@@ -20,7 +20,12 @@ from torch_softmax._layout import (
     with_collapsible_batch_dims,
     with_layout_of,
 )
-from torch_softmax._ops.registration import needs_differentiable_backward, register
+from torch_softmax._ops.registration import (
+    is_batched,
+    is_plain_reverse_mode,
+    needs_differentiable_backward,
+    register,
+)
 from torch_softmax._ops.softmax import log_softmax
 
 
@@ -185,6 +190,9 @@ def _without_unused_rows(logits: Tensor, gradients: tuple[Tensor | None, ...]) -
 
     They are ignored rows, most likely, and 0 times their NaN would be NaN.
     """
+    if not is_plain_reverse_mode() or any(map(is_batched, gradients)):
+        # a batch of gradients has no one mask
+        return logits
     is_unused = ~logits.isfinite().all(-1)
     for gradient in gradients:
         if gradient is not None and gradient.shape == is_unused.shape:

@@ -126,8 +126,12 @@ def needs_differentiable_backward(*gradients: Tensor | None) -> bool:
         return False
     if forward_ad._current_level >= 0 or not is_plain_reverse_mode():
         return True
-    present = [x for x in gradients if x is not None]
-    return any(map(torch._C._functorch.is_legacy_batchedtensor, present))
+    return any(map(is_batched, gradients))
+
+
+def is_batched(gradient: Tensor | None) -> bool:
+    """Whether autograd computes a batch of gradients in one backward."""
+    return gradient is not None and torch._C._functorch.is_legacy_batchedtensor(gradient)
 
 
 _MODES = torch._C._TorchDispatchModeKey

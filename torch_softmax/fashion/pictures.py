@@ -15,7 +15,7 @@ SHARPENING = 0.3
 MAX_SIDE = 1024
 # the picture is reduced twice, which averages its noise: to find the garment, and to measure it
 COARSE_SIDE, COARSE_FRACTION = 256, 0.25
-FINE_SIDE, FINE_FRACTION = 2 * SIZE, 0.11
+FINE_SIDE, FINE_FRACTION = 2 * SIZE, 0.105
 
 
 def read_picture(path: str) -> tuple[Tensor, bool]:
