@@ -17,7 +17,6 @@ from filelock import FileLock
 from devices import KERNELS, take_path
 from torch_softmax._launch.specialized import Launch
 
-
 # a script, which --doctest-modules would import
 collect_ignore = ["host_cost.py"]
 
