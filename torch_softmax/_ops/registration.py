@@ -131,7 +131,10 @@ def needs_differentiable_backward(*gradients: Tensor | None) -> bool:
 
 def is_batched(gradient: Tensor | None) -> bool:
     """Whether autograd computes a batch of gradients in one backward."""
-    return gradient is not None and torch._C._functorch.is_legacy_batchedtensor(gradient)
+    # torch.compile cannot trace the question, and traces no such batch
+    if gradient is None or torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.is_legacy_batchedtensor(gradient)
 
 
 _MODES = torch._C._TorchDispatchModeKey
