@@ -97,9 +97,10 @@ def takes_functions(*tensors: Tensor | None) -> bool:
 
 
 def is_plain_reverse_mode() -> bool:
-    """Whether autograd needs at most reverse mode, which an ``autograd.Function`` supports.
+    """Whether no transform is active but reverse mode, which an ``autograd.Function`` supports.
 
-    Under torch.func, in forward mode, and while a graph of PyTorch's own operators is traced
+    The callers check the level of forward mode themselves, so that torch.compile guards it. Under
+    torch.func, in forward mode, and while a graph of PyTorch's own operators is traced
     (torch.export, make_fx, torch.jit.trace), the functions call ``reference``, which PyTorch
     differentiates, maps and exports by itself. A Function's own rules for these are ignored in
     compiled regions (pytorch issues 186303, 192985, 197867) and have no second order.
