@@ -25,7 +25,8 @@ INLINE void NAME(gradient)(const Problem *p, const NAME(Tile) *t, REAL *out, int
     const int64_t n = N_INNER(t), begin = t->begin * WIDTH(t);
     const REAL *w = p->rows.s || p->smooth_factor > 0 ? p->class_weight : NULL;
     for (int64_t outer = 0; outer < N_OUTER(t); outer++) {
-        const REAL *x = t->x + begin + outer * n, *q = t->probabilities + begin + outer * n;
+        const REAL *x = NAME(exponentials_of_step)(t, t->begin, is_row) + outer * n;
+        const REAL *q = t->probabilities + begin + outer * n;
         REAL *dx = out + outer * n;
         if (p->operation == BACKWARD)
             memmove(dx, x, sizeof(REAL) * n);

@@ -19,7 +19,7 @@
 #endif
 
 /* terms summed in float32 before their sum is added in float64 */
-#define MAX_TERMS 8
+#define MAX_TERMS 16
 /* fewer rows do not pay for a tile of several rows */
 #define MIN_TILED_ROWS 8
 #define MAX_TRANSPOSED_CLASSES 128

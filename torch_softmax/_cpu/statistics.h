@@ -45,7 +45,13 @@ INLINE void NAME(scale_and_cap)(const Problem *p, NAME(Tile) *t, int is_row)
 
 INLINE const REAL *NAME(logits_of_step)(const NAME(Tile) *t, int64_t step, int is_row)
 {
-    return (is_row && step < t->n_in_memory ? t->memory : t->x) + step * WIDTH(t);
+    return (is_row && step < t->n_in_memory ? t->logits_memory : t->x) + step * WIDTH(t);
+}
+
+INLINE REAL *NAME(exponentials_of_step)(const NAME(Tile) *t, int64_t step, int is_row)
+{
+    const int is_in_memory = is_row && step < t->n_in_memory && t->gradient_memory;
+    return (is_in_memory ? t->gradient_memory : t->x) + step * WIDTH(t);
 }
 
 /* max: the largest logit so far of each row, or of each partial of one row */
@@ -53,14 +59,24 @@ INLINE void NAME(update_row_max)(const NAME(Tile) *t, REAL *max, int is_row)
 {
     const int64_t width = WIDTH(t);
     for (int64_t at = 0; at < width; at += N_PARTIALS) {
-        REAL largest[N_PARTIALS];
-        memcpy(largest, max + at, sizeof largest);
+        /* two steps side by side: each maximum waits for the one before it */
+        REAL even[N_PARTIALS], odd[N_PARTIALS];
+        memcpy(even, max + at, sizeof even);
+        memcpy(odd, max + at, sizeof odd);
         const REAL *x = NAME(logits_of_step)(t, t->begin, is_row) + at;
-        for (int64_t step = t->begin; step < t->end; step++, x += width) {
+        int64_t step = t->begin;
+        for (; step + 1 < t->end; step += 2, x += 2 * width) {
+            const REAL *next = x + width;
 #pragma omp simd
-            FOR_EACH_PARTIAL(i) largest[i] = x[i] > largest[i] ? x[i] : largest[i];
+            FOR_EACH_PARTIAL(i) even[i] = x[i] > even[i] ? x[i] : even[i];
+#pragma omp simd
+            FOR_EACH_PARTIAL(i) odd[i] = next[i] > odd[i] ? next[i] : odd[i];
         }
-        memcpy(max + at, largest, sizeof largest);
+        if (step < t->end)
+#pragma omp simd
+            FOR_EACH_PARTIAL(i) even[i] = x[i] > even[i] ? x[i] : even[i];
+#pragma omp simd
+        FOR_EACH_PARTIAL(i) max[at + i] = odd[i] > even[i] ? odd[i] : even[i];
     }
 }
 
@@ -122,7 +138,7 @@ INLINE void NAME(exponentials)(NAME(Tile) *t, int with_entropy, int is_row)
             n = end - begin < MAX_TERMS ? end - begin : MAX_TERMS;
             REAL partials[N_PARTIALS] = {0}, moments[N_PARTIALS] = {0};
             const REAL *logits = NAME(logits_of_step)(t, begin, is_row) + at;
-            REAL *x = t->x + begin * width + at;
+            REAL *x = NAME(exponentials_of_step)(t, begin, is_row) + at;
             for (int64_t step = 0; step < n; step++, x += width, logits += width)
 #pragma omp simd
                 FOR_EACH_PARTIAL(i) {
@@ -189,7 +205,7 @@ INLINE void NAME(statistics)(const Problem *p, NAME(Tile) *t, int64_t first, int
             const int has_class = t->target[row] != NO_CLASS;
             const int64_t i = has_class ? NAME(target_index)(t, row, is_row) : 0;
             t->target_weight[row] = 1;
-            const REAL *x = is_row && i < t->n_in_memory * N_PARTIALS ? t->memory : t->x;
+            const REAL *x = is_row && i < t->n_in_memory * N_PARTIALS ? t->logits_memory : t->x;
             t->expected[row] = has_class ? x[i] - t->row_max[row] : 0;
         }
     }

@@ -15,8 +15,10 @@ typedef struct {
        stores */
     REAL *x, *probabilities, *softcap_grad, *staging;
     int has_probabilities;
-    /* the first steps of a long row are read from memory, the others from x */
-    const REAL *memory;
+    /* the first steps of a long row are read from memory, and become exponentials in the memory of
+       the gradient; the others do so in x */
+    const REAL *logits_memory;
+    REAL *gradient_memory;
     int64_t n_in_memory;
     int64_t target[MAX_WIDTH];
     REAL is_counted[MAX_WIDTH], target_logit_weight[MAX_WIDTH]; /* 0 or 1; w[t] */
@@ -61,18 +63,26 @@ INLINE void NAME(load_logits)(const Problem *p, NAME(Tile) *t, int64_t first, in
         NAME(load_probabilities)(p, t, first, is_row);
 }
 
-/* stores to memory directly if the row has type REAL and the range ends within the row */
+/* where to write a row's gradient directly, or NULL where it is converted first */
+INLINE REAL *NAME(gradient_in_memory)(const Problem *p, int64_t first)
+{
+    const Rows *rows = &p->dlogits;
+    const int is_direct = rows->data && rows->type == REAL_TYPE && rows->class_stride == 1;
+    return is_direct ? (REAL *)rows->data + offset_of(p, rows, first) : NULL;
+}
+
+/* stores to memory directly where the range ends within the row */
 INLINE void NAME(store_gradient)(const Problem *p, NAME(Tile) *t, int64_t first, int is_row)
 {
     const Rows *rows = &p->dlogits;
     const int64_t n_whole = p->n_classes / N_PARTIALS;
-    if (is_row && rows->type == REAL_TYPE && rows->class_stride == 1 && t->begin < n_whole) {
+    REAL *dx = is_row && t->begin < n_whole ? NAME(gradient_in_memory)(p, first) : NULL;
+    if (dx) {
         t->end = t->end < n_whole ? t->end : n_whole;
-        REAL *dx = (REAL *)rows->data + offset_of(p, rows, first);
         NAME(gradient)(p, t, dx + t->begin * N_PARTIALS, is_row);
         return;
     }
-    REAL *dx = is_row ? t->staging : t->x;
+    dx = is_row ? t->staging : t->x;
     NAME(gradient)(p, t, dx, is_row);
     NAME(store_rows)(p, t, rows, first, dx, is_row);
 }
@@ -115,9 +125,9 @@ INLINE void NAME(load_and_find_row_max)(const Problem *p, NAME(Tile) *t, int64_t
     REAL max[MAX_WIDTH];
     for (int64_t i = 0; i < WIDTH(t); i++)
         max[i] = -INFINITY;
-    t->n_in_memory = 0;
     if (is_row && is_plain && has_two_passes) {
-        t->memory = (const REAL *)rows->data + offset_of(p, rows, first);
+        t->logits_memory = (const REAL *)rows->data + offset_of(p, rows, first);
+        t->gradient_memory = NAME(gradient_in_memory)(p, first);
         t->n_in_memory = p->n_classes / N_PARTIALS;
     }
     FOR_EACH_RANGE(t) {
@@ -165,6 +175,7 @@ static double NAME(unit)(const Problem *p, const Schedule *schedule, int64_t fir
     NAME(Tile) t;
     t.n_steps = schedule->n_steps;
     t.width = schedule->width;
+    t.n_in_memory = 0;
     t.x = scratch;
     t.softcap_grad = t.x + size;
     t.probabilities = t.x + 2 * size;
