@@ -94,20 +94,14 @@ def empty_row_outputs(
     logits: Tensor, target: Tensor, class_weight: Tensor | None, with_entropy: bool
 ) -> RowOutputs:
     """Uninitialized outputs for the given arguments."""
-    batch, device = logits.shape[:-1], logits.device
-    shapes = {"softmax_stats": (*batch, 2)}
-    dtypes = {"prediction": torch.int64}
+    batch, dtype = logits.shape[:-1], compute_dtype(logits.dtype)
     enabled = enabled_outputs(target, class_weight, with_entropy)
-    return RowOutputs(
-        *(
-            torch.empty(
-                shapes.get(name, batch) if is_enabled else (0,),
-                dtype=dtypes.get(name, compute_dtype(logits.dtype)),
-                device=device,
-            )
-            for name, is_enabled in zip(RowOutputs._fields, enabled, strict=True)
-        )
-    )
+    *shapes, prediction, _ = (batch if is_enabled else (0,) for is_enabled in enabled)
+    # new_empty takes half the time of torch.empty
+    outputs = [logits.new_empty(shape, dtype=dtype) for shape in shapes]
+    outputs.append(logits.new_empty(prediction, dtype=torch.int64))
+    outputs.append(logits.new_empty((*batch, 2), dtype=dtype))
+    return RowOutputs(*outputs)
 
 
 def coefficient_a(

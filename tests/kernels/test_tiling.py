@@ -89,6 +89,7 @@ def guarded_buffers(monkeypatch):
 
     monkeypatch.setattr(torch, "empty", guarded(torch.empty))
     monkeypatch.setattr(torch, "empty_like", guarded(torch.empty_like))
+    monkeypatch.setattr(torch.Tensor, "new_empty", guarded(torch.Tensor.new_empty))
     return buffers
 
 
@@ -135,7 +136,7 @@ def launched_loss(make_target):
     def loss_and_gradient(x):
         target = make_target(x)
         target = target.movedim(1, -1) if target.shape == x.shape else target
-        options = (None, None, -100, "mean", 0.1, 0.0, None, 1.0, x.dtype, True)
+        options = (None, None, x.dtype, True, -100, "mean", 0.1)
         loss, dlogits = _launch.launch_cross_entropy_loss(x.movedim(1, -1), target, *options)
         return loss, dlogits.movedim(-1, 1)
 

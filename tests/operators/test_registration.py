@@ -45,14 +45,14 @@ def operator_arguments(device):
         ],
         "cross_entropy_backward_inplace": [(x.clone(), *indices[1:], *capped)],
         "cross_entropy_loss": [
-            (x, target, None, None, *mean, torch.float32, True),
-            (x.double(), target.int(), weight, None, *every_option, torch.float64, True),
-            (x.bfloat16(), y, weight, None, *every_option, torch.float32, True),
-            (x.half(), target, weight, total, *mean, torch.float16, False),
+            (x, target, None, None, torch.float32, True),
+            (x.double(), target.int(), weight, None, torch.float64, True, *every_option),
+            (x.bfloat16(), y, weight, None, torch.float32, True, *every_option),
+            (x.half(), target, weight, total, torch.float16, False, *mean),
         ],
         "cross_entropy_loss_inplace": [
-            (x.clone(), target, weight, None, *every_option, torch.float32),
-            (x.clone(), y, None, total, *mean, torch.float32),
+            (x.clone(), target, weight, None, torch.float32, *every_option),
+            (x.clone(), y, None, total, torch.float32, *mean),
         ],
         "scale": [(x, torch.tensor(2.0, device=device))],
         "scale_inplace": [(x.clone(), torch.tensor(2.0, device=device))],
@@ -83,7 +83,8 @@ def test_reference_defines_what_the_kernels_compute(kernel_device):
         OPERATORS.cross_entropy_backward_inplace(*arguments)
         torch.testing.assert_close(arguments[0], expected, check_stride=False)
     for arguments in samples.pop("cross_entropy_loss_inplace"):
-        expected, dlogits = reference.cross_entropy_loss(*arguments, True)
+        tensors_and_dtype, options = arguments[:5], arguments[5:]
+        expected, dlogits = reference.cross_entropy_loss(*tensors_and_dtype, True, *options)
         loss = OPERATORS.cross_entropy_loss_inplace(*arguments)
         torch.testing.assert_close([loss, arguments[0]], [expected, dlogits], check_stride=False)
     for x, factor in samples.pop("scale"):
@@ -126,6 +127,7 @@ def margins(monkeypatch):
 
     monkeypatch.setattr(torch, "empty", between_margins(torch.empty))
     monkeypatch.setattr(torch, "empty_like", between_margins(torch.empty_like))
+    monkeypatch.setattr(torch.Tensor, "new_empty", between_margins(torch.Tensor.new_empty))
     return buffers
 
 

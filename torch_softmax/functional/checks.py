@@ -123,6 +123,8 @@ def check_cross_entropy_tensors(
     function: str, input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int
 ) -> None:
     """Raise unless dtypes, shapes and devices of the tensors agree."""
+    if _are_rows_of_classes(input, target) and weight is None:
+        return
     check_tensor(function, "input", input)
     check_tensor(function, "target", target)
     check_floating(function, "input", input)
@@ -157,6 +159,20 @@ def check_cross_entropy_tensors(
     check_device(function, "target", target, input)
     if weight is not None:
         check_weight(function, weight, input)
+
+
+def _are_rows_of_classes(input: Any, target: Any) -> bool:
+    """Whether these are logits and class indices as most callers have them, which need no check."""
+    return (
+        type(input) is type(target) is Tensor
+        and input.dtype in FLOATING
+        and target.dtype is torch.int64
+        and input.dim() == 2
+        and target.dim() == 1
+        and input.size(0) == target.size(0)
+        and input.size(1) > 0
+        and input.device == target.device
+    )
 
 
 def _batch_of(size: torch.Size) -> torch.Size:
@@ -195,22 +211,27 @@ def as_loss_options(
     logit_scale: Any,
 ) -> LossOptions:
     """The options as Python numbers; raise unless each is in its range."""
-    ignore_index = as_int(function, "ignore_index", ignore_index)
-    if not MIN_INT64 <= ignore_index <= MAX_INT64:
-        raise ArgumentValueError(f"{function} needs ignore_index in int64, got {ignore_index}")
+    # valid numbers of the usual type take no call: few rows cost mostly calls
+    if not (type(ignore_index) is int and MIN_INT64 <= ignore_index <= MAX_INT64):
+        ignore_index = as_int(function, "ignore_index", ignore_index)
+        if not MIN_INT64 <= ignore_index <= MAX_INT64:
+            raise ArgumentValueError(f"{function} needs ignore_index in int64, got {ignore_index}")
     if reduction not in REDUCTIONS:
         raise ArgumentValueError(
             f"{function} needs reduction to be 'mean', 'sum' or 'none', got {reduction!r}"
         )
-    label_smoothing = as_number(function, "label_smoothing", label_smoothing)
-    if not 0 <= label_smoothing <= 1:
-        raise ArgumentValueError(
-            f"{function} needs label_smoothing in [0, 1], got {label_smoothing}"
-        )
-    z_loss = as_number(function, "z_loss", z_loss)
-    if z_loss < 0:
-        raise ArgumentValueError(f"{function} needs z_loss of at least 0, got {z_loss}")
-    logit_scale = as_number(function, "logit_scale", logit_scale)
+    if not (type(label_smoothing) is float and 0 <= label_smoothing <= 1):
+        label_smoothing = as_number(function, "label_smoothing", label_smoothing)
+        if not 0 <= label_smoothing <= 1:
+            raise ArgumentValueError(
+                f"{function} needs label_smoothing in [0, 1], got {label_smoothing}"
+            )
+    if not (type(z_loss) is float and 0 <= z_loss < math.inf):
+        z_loss = as_number(function, "z_loss", z_loss)
+        if z_loss < 0:
+            raise ArgumentValueError(f"{function} needs z_loss of at least 0, got {z_loss}")
+    if not (type(logit_scale) is float and -math.inf < logit_scale < math.inf):
+        logit_scale = as_number(function, "logit_scale", logit_scale)
     if softcap is not None:
         softcap = as_number(function, "softcap", softcap)
         if softcap <= 0:

@@ -12,5 +12,7 @@ def is_strided(x: Tensor) -> bool:
 
 def autocast_widens(x: Tensor) -> bool:
     """Whether autocast is on for the device of ``x``; the meta device has none."""
+    if not torch._C._is_any_autocast_enabled():
+        return False
     device = x.device.type
     return device != "meta" and torch.is_autocast_enabled(device)
