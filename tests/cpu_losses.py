@@ -19,16 +19,16 @@ OPTIONS = {
 def loss_and_gradient(logits, target, weight=None, denominator=None, inplace=False, **options):
     """The operator's results, for logits with the class axis last."""
     values = (OPTIONS | options).values()
-    args = (logits, target, weight, denominator, *values, compute_dtype(logits.dtype))
+    args = (logits, target, weight, denominator, compute_dtype(logits.dtype))
     if inplace:
-        return _cpu.cross_entropy_loss_inplace(*args), logits
-    return _cpu.cross_entropy_loss(*args, True)
+        return _cpu.cross_entropy_loss_inplace(*args, *values), logits
+    return _cpu.cross_entropy_loss(*args, True, *values)
 
 
 def loss_alone(logits, target, weight=None, **options):
     values = (OPTIONS | options).values()
     dtype = compute_dtype(logits.dtype)
-    return _cpu.cross_entropy_loss(logits, target, weight, None, *values, dtype, False)
+    return _cpu.cross_entropy_loss(logits, target, weight, None, dtype, False, *values)
 
 
 def torch_loss_and_gradient(

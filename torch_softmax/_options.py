@@ -8,9 +8,9 @@ Reduction = Literal["mean", "sum", "none"]
 class LossOptions(NamedTuple):
     """As ``functional.cross_entropy`` defines them."""
 
-    ignore_index: int
-    reduction: Reduction
-    label_smoothing: float
-    z_loss: float
-    softcap: float | None
-    logit_scale: float
+    ignore_index: int = -100
+    reduction: Reduction = "mean"
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    softcap: float | None = None
+    logit_scale: float = 1.0

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy as _torch_cross_entropy
 
 from torch_softmax._layout import RowOutputs, coefficient_a, compute_dtype
-from torch_softmax._options import LossOptions, Reduction
+from torch_softmax._options import LossOptions
 
 
 def softmax_forward(x: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
@@ -324,29 +324,23 @@ def _without_cost(x: Tensor, no_cost: Tensor) -> Tensor:
 def cross_entropy_loss(
     logits: Tensor,
     target: Tensor,
-    weight: Tensor | None,
-    denominator: Tensor | None,
-    ignore_index: int,
-    reduction: Reduction,
-    label_smoothing: float,
-    z_loss: float,
-    softcap: float | None,
-    logit_scale: float,
-    dtype: torch.dtype,
-    with_gradient: bool,
+    weight: Tensor | None = None,
+    denominator: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    with_gradient: bool = True,
+    *settings: Any,
 ) -> tuple[Tensor, Tensor]:
     """The sum or mean of the losses of all rows, and its gradient, empty unless with_gradient."""
-    options = LossOptions(ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale)
+    options = LossOptions(*settings)
     target, class_weight, terms = loss_terms(logits, target, weight, denominator, options)
-    rows = cross_entropy_forward(logits, target, class_weight, logit_scale, softcap)
-    loss = terms.reduced_loss(rows).to(dtype)
+    scaling = (options.logit_scale, options.softcap)
+    rows = cross_entropy_forward(logits, target, class_weight, *scaling)
+    loss = terms.reduced_loss(rows).to(dtype or logits.dtype)
     if not with_gradient:
         return loss, logits.new_empty(0)
-    a, b, s = terms.coefficients(logits, class_weight, rows)
-    dlogits = cross_entropy_backward(
-        logits, target, class_weight, rows.softmax_stats, a, b, s, None, logit_scale, softcap
-    )
-    return loss, dlogits
+    coefficients = terms.coefficients(logits, class_weight, rows)
+    arguments = (class_weight, rows.softmax_stats, *coefficients, None, *scaling)
+    return loss, cross_entropy_backward(logits, target, *arguments)
 
 
 def _widened(x: Tensor, dtype: torch.dtype) -> Tensor:

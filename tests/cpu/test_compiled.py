@@ -119,7 +119,7 @@ def test_compiled_code_stays_in_a_row_whose_target_changes_meanwhile(shape):
         writer.join()
 
 
-LOSS_OPTIONS = (None, None, 0, True, 0.0, 0.0, None, 1.0, 1)
+LOSS_OPTIONS = (None, None, 0, "mean", 0.0, 0.0, None, 1.0, 1)
 
 
 @needs_compiled

@@ -117,14 +117,14 @@ def loss_and_gradient(
         target,
         weight,
         None,
+        logits.dtype,
+        with_gradient,
         -100,
         "mean",
         options.label_smoothing,
         options.z_loss,
         options.softcap,
         options.logit_scale,
-        logits.dtype,
-        with_gradient,
     )
     factor = torch.ones((), dtype=logits.dtype)
     _launch.launch_scale_inplace(dlogits, factor)

@@ -122,7 +122,7 @@ def test_cross_entropy_of_smoothing_alone_is_accurate_at_a_large_scale(kernel_de
     weight = torch.ones(n_cols, device=kernel_device)
     outputs = _launch.launch_cross_entropy_forward(logits, target, weight, 1.0, None, False)
     mean, _ = _launch.launch_cross_entropy_loss(
-        logits, target, None, None, -100, "mean", 1.0, 0.0, None, 1.0, torch.float32, True
+        logits, target, None, None, torch.float32, True, -100, "mean", 1.0
     )
 
     baseline = F.cross_entropy(logits, target, label_smoothing=1.0)

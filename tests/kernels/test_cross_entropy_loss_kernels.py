@@ -105,16 +105,15 @@ def composed(logits, target, weight, options):
 
 def launch(logits, target, weight, options, with_gradient=True):
     denominator = options["denominator"]
-    return _launch.launch_cross_entropy_loss(
-        *arguments(logits, target, weight, options, denominator), logits.dtype, with_gradient
-    )
+    *tensors, settings = arguments(logits, target, weight, options, denominator)
+    return _launch.launch_cross_entropy_loss(*tensors, logits.dtype, with_gradient, *settings)
 
 
 def arguments(logits, target, weight, options, denominator):
     if denominator is not None:
         denominator = torch.tensor(denominator, device=logits.device)
     names = ("ignore_index", "reduction", "label_smoothing", "z_loss", "softcap", "logit_scale")
-    return (logits, target, weight, denominator, *(options[name] for name in names))
+    return logits, target, weight, denominator, [options[name] for name in names]
 
 
 def value_and_gradient(logits, *args):
@@ -153,9 +152,8 @@ def test_cross_entropy_loss_inplace_is_the_same(kernel_device, shape, make_targe
     target, weight = make_target(logits), class_weight(logits)
     loss, dlogits = launch(logits, target, weight, options)
 
-    inplace = _launch.launch_cross_entropy_loss_inplace(
-        *arguments(logits, target, weight, options, options["denominator"]), logits.dtype
-    )
+    *tensors, settings = arguments(logits, target, weight, options, options["denominator"])
+    inplace = _launch.launch_cross_entropy_loss_inplace(*tensors, logits.dtype, *settings)
 
     torch.testing.assert_close((inplace, logits), (loss, dlogits), rtol=0, atol=0)
 
@@ -203,7 +201,7 @@ def test_cross_entropy_loss_takes_any_strides_of_the_target(kernel_device, shape
 def test_cross_entropy_loss_takes_a_denominator_of_any_dtype(kernel_device, denominator):
     logits = make_logits("packed", kernel_device)
     arguments = (logits, class_indices(logits), None)
-    rest = (-100, "mean", 0.0, 0.0, None, 1.0, torch.float32, True)
+    rest = (torch.float32, True)
 
     actual = _launch.launch_cross_entropy_loss(*arguments, denominator.to(kernel_device), *rest)
 

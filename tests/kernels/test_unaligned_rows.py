@@ -48,7 +48,7 @@ def probabilities(x):
 
 def loss(x, target):
     return _launch.launch_cross_entropy_loss(
-        x, target, None, None, -100, "mean", 0.1, 0.0, None, 1.0, x.dtype, True
+        x, target, None, None, x.dtype, True, -100, "mean", 0.1
     )
 
 
@@ -106,10 +106,10 @@ def test_unaligned_rows_change_nothing_but_speed(
 @pytest.mark.parametrize("n_cols", [301, 40003])
 def test_unaligned_rows_in_place_are_written_by_their_own_program(kernel_device, dtype, n_cols):
     x, storage = rows_in_storage((9, n_cols), n_cols + 6, 0, dtype, kernel_device)
-    arguments = (class_indices(x), None, None, -100, "sum", 0.0, 0.0, None, 1.0, dtype)
-    loss, dlogits = _launch.launch_cross_entropy_loss(x.contiguous(), *arguments, True)
+    arguments, options = (class_indices(x), None, None, dtype), (-100, "sum")
+    loss, dlogits = _launch.launch_cross_entropy_loss(x.contiguous(), *arguments, True, *options)
 
-    loss_in_place = _launch.launch_cross_entropy_loss_inplace(x, *arguments)
+    loss_in_place = _launch.launch_cross_entropy_loss_inplace(x, *arguments, *options)
 
     torch.testing.assert_close(loss_in_place, loss)
     torch.testing.assert_close(x, dlogits)

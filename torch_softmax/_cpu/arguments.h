@@ -3,8 +3,8 @@
 #ifndef TORCH_SOFTMAX_ARGUMENTS_H
 #define TORCH_SOFTMAX_ARGUMENTS_H
 
-/* attribute names and dtypes, created once at import */
-static PyObject *data_ptr, *dtype, *shape, *stride, *dtypes[N_TYPES];
+/* attribute names, dtypes and a reduction, created once at import */
+static PyObject *data_ptr, *dtype, *shape, *stride, *mean, *dtypes[N_TYPES];
 static const char *const DTYPE_NAMES[N_TYPES] = {"float32", "float64", "bfloat16", "float16", "int64"};
 
 static int read_data(PyObject *tensor, void **data)

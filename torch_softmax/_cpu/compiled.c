@@ -119,7 +119,7 @@ static PyObject *cross_entropy_loss(PyObject *module, PyObject *const *args, Py_
                   ((args[3] == Py_None && label_smoothing == 0) || !read_weight(args[3], &p));
     if (is_read) {
         p.ignore_index = PyLong_AsLongLong(args[5]);
-        p.is_mean = PyObject_IsTrue(args[6]);
+        p.is_mean = PyObject_RichCompareBool(args[6], mean, Py_EQ);
         p.nll_factor = 1 - label_smoothing;
         p.smooth_factor = label_smoothing / (double)p.n_classes;
         is_read = !PyErr_Occurred();
@@ -209,5 +209,6 @@ PyMODINIT_FUNC PyInit_compiled(void)
     dtype = PyUnicode_InternFromString("dtype");
     shape = PyUnicode_InternFromString("shape");
     stride = PyUnicode_InternFromString("stride");
-    return torch && data_ptr && dtype && shape && stride ? PyModule_Create(&module) : NULL;
+    mean = PyUnicode_InternFromString("mean");
+    return torch && data_ptr && dtype && shape && stride && mean ? PyModule_Create(&module) : NULL;
 }

@@ -12,7 +12,7 @@ def cross_entropy_loss(
     weight: Tensor | None,
     denominator: float | None,
     ignore_index: int,
-    is_mean: bool,
+    reduction: str,
     label_smoothing: float,
     z_loss: float,
     softcap: float | None,

@@ -4,6 +4,8 @@
 operators, few rows would cost mostly calls, and many rows mostly intermediate results.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -18,34 +20,22 @@ except ImportError:
 
 
 def compiled_loss(
-    logits: Tensor,
     dlogits: Tensor | None,
+    logits: Tensor,
     target: Tensor,
     weight: Tensor | None,
     denominator: Tensor | None,
     options: LossOptions,
 ) -> float:
     """Sum or mean of the losses; the gradient goes to ``dlogits``, which may be ``logits``."""
-    n_classes = logits.shape[-1]
     logits, target = _collapsed(logits, target)
-    if dlogits is not None:
-        dlogits = _collapsed_like(logits, dlogits)
-    loss = compiled.cross_entropy_loss(
-        logits,
-        dlogits,
-        target,
-        weight,
-        None if denominator is None else float(denominator),
-        options.ignore_index,
-        options.reduction == "mean",
-        options.label_smoothing,
-        options.z_loss,
-        options.softcap,
-        options.logit_scale,
-        torch.get_num_threads(),
-    )
+    if dlogits is not None and dlogits.dim() > 2:
+        dlogits = dlogits.view(logits.shape)
+    number = None if denominator is None else float(denominator)
+    arguments: Any = (logits, dlogits, target, weight, number, *options, torch.get_num_threads())
+    loss = compiled.cross_entropy_loss(*arguments)
     if isinstance(loss, int):
-        raise class_error(loss, n_classes)
+        raise class_error(loss, logits.shape[-1])
     return loss
 
 
@@ -58,12 +48,11 @@ def compiled_forward(
     softcap: float | None,
 ) -> None:
     """Write the results of ``reference.cross_entropy_forward`` to ``outputs``."""
-    n_classes = logits.shape[-1]
     logits, target = _collapsed(logits, target)
     options = (logit_scale, softcap, *outputs, torch.get_num_threads())
     bad = compiled.cross_entropy_forward(logits, target, class_weight, *options)
     if bad is not None:
-        raise class_error(bad, n_classes)
+        raise class_error(bad, logits.shape[-1])
 
 
 def compiled_backward(
@@ -87,7 +76,7 @@ def compiled_backward(
     logits, target = _collapsed(logits, target)
     compiled.cross_entropy_backward(
         logits,
-        _collapsed_like(logits, dlogits),
+        dlogits if dlogits.dim() <= 2 else dlogits.view(logits.shape),
         target,
         class_weight,
         stats,
@@ -110,7 +99,3 @@ def _collapsed(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         logits = logits.view(*(collapse_batch_dims(logits) or (1, 1)), -1)
         target = target if is_classes else target.reshape(logits.shape)
     return logits, target
-
-
-def _collapsed_like(logits: Tensor, dlogits: Tensor) -> Tensor:
-    return dlogits if dlogits.dim() <= 2 else dlogits.view(logits.shape)

@@ -18,48 +18,34 @@ from torch_softmax._cpu.cross_entropy_blocks import (
 )
 from torch_softmax._cpu.results import empty_result_like
 from torch_softmax._layout import RowOutputs, empty_row_outputs
-from torch_softmax._options import LossOptions, Reduction
+from torch_softmax._options import LossOptions
 
 
 def cross_entropy_loss(
     logits: Tensor,
     target: Tensor,
-    weight: Tensor | None,
-    denominator: Tensor | None,
-    ignore_index: int,
-    reduction: Reduction,
-    label_smoothing: float,
-    z_loss: float,
-    softcap: float | None,
-    logit_scale: float,
-    dtype: torch.dtype,
-    with_gradient: bool,
+    weight: Tensor | None = None,
+    denominator: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    with_gradient: bool = True,
+    *options: Any,
 ) -> tuple[Tensor, Tensor]:
     """The loss of all rows in ``dtype``, and dlogits, which is empty without gradient."""
-    options = LossOptions(ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale)
-    if with_gradient:
-        dlogits = empty_result_like(logits, logits.dtype)
-        return _loss(logits, dlogits, target, weight, denominator, options, dtype), dlogits
-    loss = _loss(logits, None, target, weight, denominator, options, dtype)
-    return loss, logits.new_empty(0)
+    dlogits = empty_result_like(logits, logits.dtype) if with_gradient else None
+    loss = _loss(dlogits, logits, target, weight, denominator, dtype, options)
+    return loss, logits.new_empty(0) if dlogits is None else dlogits
 
 
 def cross_entropy_loss_inplace(
     logits: Tensor,
     target: Tensor,
-    weight: Tensor | None,
-    denominator: Tensor | None,
-    ignore_index: int,
-    reduction: Reduction,
-    label_smoothing: float,
-    z_loss: float,
-    softcap: float | None,
-    logit_scale: float,
-    dtype: torch.dtype,
+    weight: Tensor | None = None,
+    denominator: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    *options: Any,
 ) -> Tensor:
     """The loss of all rows in ``dtype``; dlogits overwrites the logits."""
-    options = LossOptions(ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale)
-    return _loss(logits, logits, target, weight, denominator, options, dtype)
+    return _loss(logits, logits, target, weight, denominator, dtype, options)
 
 
 def cross_entropy_forward(
@@ -92,17 +78,17 @@ def cross_entropy_backward_inplace(logits: Tensor, *args: Any) -> None:
 
 
 def _loss(
-    logits: Tensor,
     dlogits: Tensor | None,
+    logits: Tensor,
     target: Tensor,
     weight: Tensor | None,
     denominator: Tensor | None,
-    options: LossOptions,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
+    options: tuple[Any, ...],
 ) -> Tensor:
     loss = compiled_loss if _is_compiled(logits) else loss_in_blocks
-    value = loss(logits, dlogits, target, weight, denominator, options)
-    return torch.scalar_tensor(value, dtype=dtype)
+    value = loss(dlogits, logits, target, weight, denominator, LossOptions(*options))
+    return torch.scalar_tensor(value, dtype=dtype or logits.dtype)
 
 
 def _is_compiled(logits: Tensor) -> bool:

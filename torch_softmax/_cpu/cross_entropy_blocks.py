@@ -17,8 +17,8 @@ from torch_softmax._options import LossOptions
 
 
 def loss_in_blocks(
-    logits: Tensor,
     dlogits: Tensor | None,
+    logits: Tensor,
     target: Tensor,
     weight: Tensor | None,
     denominator: Tensor | None,

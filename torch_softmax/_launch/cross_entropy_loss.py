@@ -16,40 +16,28 @@ _plans: dict[tuple[Any, ...], LossPlan] = {}
 def launch_cross_entropy_loss(
     logits: Tensor,
     target: Tensor,
-    weight: Tensor | None,
-    denominator: Tensor | None,
-    ignore_index: int,
-    reduction: str,
-    label_smoothing: float,
-    z_loss: float,
-    softcap: float | None,
-    logit_scale: float,
-    dtype: torch.dtype,
-    with_gradient: bool,
+    weight: Tensor | None = None,
+    denominator: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    with_gradient: bool = True,
+    *options: Any,
 ) -> tuple[Tensor, Tensor]:
     """Sum or mean of the losses in ``dtype``, and its gradient or an empty tensor."""
     dlogits = empty_rows_like(logits, logits.dtype) if with_gradient else None
-    settings = (ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale)
-    loss = _launch_into(dlogits, logits, target, weight, denominator, settings, dtype)
+    loss = _launch_into(dlogits, logits, target, weight, denominator, dtype, options)
     return loss, logits.new_empty(0) if dlogits is None else dlogits
 
 
 def launch_cross_entropy_loss_inplace(
     logits: Tensor,
     target: Tensor,
-    weight: Tensor | None,
-    denominator: Tensor | None,
-    ignore_index: int,
-    reduction: str,
-    label_smoothing: float,
-    z_loss: float,
-    softcap: float | None,
-    logit_scale: float,
-    dtype: torch.dtype,
+    weight: Tensor | None = None,
+    denominator: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    *options: Any,
 ) -> Tensor:
     """Sum or mean of the losses in ``dtype``; their gradient overwrites the logits."""
-    settings = (ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale)
-    return _launch_into(logits, logits, target, weight, denominator, settings, dtype)
+    return _launch_into(logits, logits, target, weight, denominator, dtype, options)
 
 
 def _launch_into(
@@ -58,17 +46,19 @@ def _launch_into(
     target: Tensor,
     weight: Tensor | None,
     denominator: Tensor | None,
-    settings: tuple[Any, ...],
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
+    options: tuple[Any, ...],
 ) -> Tensor:
     """Launch the kernels; the gradient goes to ``dlogits``, which may be ``logits``."""
+    dtype = dtype or logits.dtype
     if logits.numel() == 0:
-        return _loss_of_no_rows(logits, denominator, settings[1] == "mean", dtype)
+        is_mean = LossOptions(*options).reduction == "mean"
+        return _loss_of_no_rows(logits, denominator, is_mean, dtype)
     target = _with_layout(target, logits)
     weight = None if weight is None else weight.contiguous()
     tensors = (logits, target, weight, denominator, dlogits)
     key = (
-        settings,
+        options,
         dtype,
         logits.device,
         layout(logits),
@@ -81,7 +71,7 @@ def _launch_into(
     if plan is None:
         if len(_plans) == MAX_SCHEDULES:
             _plans.clear()
-        plan = _plans[key] = LossPlan(*tensors, LossOptions(*settings))
+        plan = _plans[key] = LossPlan(*tensors, LossOptions(*options))
     loss = torch.empty((), dtype=dtype, device=logits.device)
     plan.launch(loss, *tensors)
     return loss

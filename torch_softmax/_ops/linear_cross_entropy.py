@@ -70,12 +70,12 @@ def _loss_and_gradients(
         loss = loss / denominator
     for chunk in each_chunk:
         logits = classes_last(chunk.logits, target)
-        args = (logits, target[chunk.rows], weight, denominator, *options, loss.dtype)
+        args = (logits, target[chunk.rows], weight, denominator, loss.dtype)
         if any(needed):
-            loss += cross_entropy_loss_inplace(*args)
+            loss += cross_entropy_loss_inplace(*args, *options)
             gradients.add(chunk, chunk.logits)
         else:
-            loss += cross_entropy_loss_operator(*args, False)[0]
+            loss += cross_entropy_loss_operator(*args, False, *options)[0]
     return loss.to(dtype), *gradients.rounded()
 
 
