@@ -97,6 +97,12 @@ INLINE int NAME(is_transposed)(const Problem *p, const Rows *rows)
     return rows->class_stride == 1 && p->n_classes <= MAX_TRANSPOSED_CLASSES;
 }
 
+/* elements side by side in memory: all rows of a tile if no gap is between them, else one row */
+INLINE int64_t NAME(run)(const Problem *p, const NAME(Tile) *t, const Rows *rows)
+{
+    return rows->row_stride == p->n_classes ? t->n_rows * p->n_classes : p->n_classes;
+}
+
 /* loads rows from `first` on, or the range of one row, into x[step][width], padded with `beyond` */
 INLINE void NAME(load_rows)(const Problem *p, const NAME(Tile) *t, const Rows *rows, int64_t first,
                             REAL *x, REAL beyond, int is_row)
@@ -128,8 +134,9 @@ INLINE void NAME(load_rows)(const Problem *p, const NAME(Tile) *t, const Rows *r
         NAME(transpose)((const REAL *)data, rows->row_stride, t->n_rows, C, x, width);
         return;
     }
-    for (int64_t row = 0; row < t->n_rows; row++)
-        NAME(load_elements)(data + row * row_bytes, rows->type, 1, C, t->staging + row * C);
+    const int64_t run = NAME(run)(p, t, rows);
+    for (int64_t i = 0; i < t->n_rows * C; i += run)
+        NAME(load_elements)(data + i / C * row_bytes, rows->type, 1, run, t->staging + i);
     NAME(transpose)(t->staging, C, t->n_rows, C, x, width);
 }
 
@@ -156,6 +163,7 @@ INLINE void NAME(store_rows)(const Problem *p, const NAME(Tile) *t, const Rows *
         return;
     }
     NAME(transpose)(x, width, C, t->n_rows, t->staging, C);
-    for (int64_t row = 0; row < t->n_rows; row++)
-        NAME(store_elements)(data + row * row_bytes, rows->type, 1, C, t->staging + row * C);
+    const int64_t run = NAME(run)(p, t, rows);
+    for (int64_t i = 0; i < t->n_rows * C; i += run)
+        NAME(store_elements)(data + i / C * row_bytes, rows->type, 1, run, t->staging + i);
 }
