@@ -1,4 +1,14 @@
-"""Several processes that train one model under torchrun."""
+"""Several processes that train one model under torchrun.
+
+On two machines, run this on the first, which owns the folder of the run, and with ``--node-rank 1``
+on the second::
+
+    torchrun --nnodes 2 --node-rank 0 --master-addr node0 --master-port 29400 \\
+        --nproc-per-node 2 train_fashion.py
+
+Each process augments and normalizes its own shard of a batch. The store that outlives a restart
+tells which run is theirs, so ``--max-restarts N`` continues it.
+"""
 
 import os
 import sys
