@@ -33,6 +33,7 @@ class Launch(ctypes.Structure):
         ("grid", ctypes.c_uint * 3),
         ("n_threads", ctypes.c_uint),
         ("n_attributes", ctypes.c_uint),
+        ("cluster_blocks", ctypes.c_uint),
     ]
 
 
@@ -83,6 +84,7 @@ def launched(run: Callable[[], Any]) -> list[dict[str, Any]]:
             "grid": list(launch.grid),
             "warps": launch.n_threads // 32,
             "attributes": launch.n_attributes,
+            "cluster_blocks": launch.cluster_blocks,
             "just_in_time": launch.kernel.decode() in just_in_time,
         }
         for launch in found
@@ -139,6 +141,8 @@ def main() -> None:
         "sum": launches_of_step((4800, 1000), reduction="sum"),
         "many rows": launches_of_step((4800, 1000)),
         "other rows of the same specialization": launches_of_step((6400, 1000)),
+        "long rows": launches_of_step((2, 131072)),
+        "long rows again": launches_of_step((2, 131072)),
         "seen by a hook": launches_with_hook(),
         "microseconds": microseconds(),
     }

@@ -7,16 +7,26 @@ enum { MAX_KERNELS = 64, MAX_LAUNCHES = 256 };
 enum { SHARED_MEMORY = 97, STATIC_SHARED_MEMORY = 8, COUNT_OF_MULTIPROCESSORS = 16 };
 enum { WARP_SIZE = 10, MAJOR = 75, MINOR = 76 };
 
+enum { CLUSTER_DIMENSION = 4 };
+
+/* CUlaunchAttribute, whose value is a union */
+typedef struct {
+    int id, padding;
+    unsigned value[16];
+} Attribute;
+
 /* the beginning of CUlaunchConfig */
 typedef struct {
     unsigned grid[3], block[3], shared_bytes;
-    void *stream, *attributes;
+    void *stream;
+    const Attribute *attributes;
     unsigned n_attributes;
 } LaunchConfig;
 
+/* thread blocks in a cluster: 0 if the launch says nothing */
 typedef struct {
     const char *kernel;
-    unsigned grid[3], n_threads, n_attributes;
+    unsigned grid[3], n_threads, n_attributes, cluster_blocks;
 } Launch;
 
 static char kernels[MAX_KERNELS][256];
@@ -34,6 +44,10 @@ int cuLaunchKernelEx(const LaunchConfig *config, void *function, void **argument
     memcpy(launch->grid, config->grid, sizeof config->grid);
     launch->n_threads = config->block[0];
     launch->n_attributes = config->n_attributes;
+    launch->cluster_blocks = 0;
+    for (unsigned i = 0; i < config->n_attributes; i++)
+        if (config->attributes[i].id == CLUSTER_DIMENSION)
+            launch->cluster_blocks = config->attributes[i].value[0];
     return 0;
 }
 

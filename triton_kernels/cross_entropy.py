@@ -172,7 +172,7 @@ def cross_entropy_backward_kernel(
         s = tl.load(row_inputs.s + index, mask=rows.exist, other=0.0)
     gradient = weight_of_p * p
     if not target.ptr.dtype.element_ty.is_floating():
-        gradient -= one_hot(targets, tile, b)
+        gradient -= one_hot(targets.index, tile, b)
     coefficients = Coefficients(a, b, s)
     gradient = subtract_class_gradient(gradient, target, weights, coefficients, HAS_SMOOTHING)
     store_tile(dlogits, tile, gradient * softcap_grad(x, SOFTCAP), TILE)

@@ -99,6 +99,8 @@ def cross_entropy_loss_kernel(
     dtype: tl.constexpr = compute_dtype(logits.ptr.dtype.element_ty)
     IS_INDEX: tl.constexpr = not target.ptr.dtype.element_ty.is_floating()
     HAS_SMOOTHING: tl.constexpr = loss_options.label_smoothing is not None
+    # a barrier orders stores of one thread block alone, so in a cluster no store corrects another
+    HAS_ONE_HOT: tl.constexpr = IS_INDEX and (TILE.packed or TILE.num_ctas > 1)
     rows = row_block(tl.program_id(0), n_rows, logits, TILE)
     targets = load_targets(target, class_weight_ptr, rows, n_cols, loss_options.ignore_index, dtype)
     target_logits = load_target_logits(logits, target, rows, targets, dtype)
@@ -112,13 +114,20 @@ def cross_entropy_loss_kernel(
     weights = load_class_weights(target, class_weight_ptr, tile, n_cols, TILE, dtype)
     denominator_value = load_denominator(denominator, targets, dtype)
 
-    stats, exp_x = tile_row_stats(x, target, targets, softcap(target_logits, SOFTCAP), weights)
+    stats, exp_x = tile_row_stats(
+        x, target, targets, softcap(target_logits, SOFTCAP), class_weight_ptr, weights, n_cols
+    )
     losses, coefficients = apply_options(stats, targets, denominator_value, loss_options, n_cols)
+    if TILE.num_ctas > 1:
+        # before the gradient, which the counter's release would otherwise wait for
+        reduce_loss(losses, denominator_value, loss)
     if dlogits is not None:
         gradient = coefficients.a[:, None] * exp_x
         gradient = subtract_class_gradient(gradient, target, weights, coefficients, HAS_SMOOTHING)
-        if TILE.packed and IS_INDEX:
-            gradient -= one_hot(targets, tile, coefficients.b * targets.weight)
+        if HAS_ONE_HOT:
+            # int32 saves a cluster registers; a row whose index it does not hold is NaN or ignored
+            index = targets.index.to(tl.int32) if TILE.num_ctas > 1 else targets.index
+            gradient -= one_hot(index, tile, coefficients.b * targets.weight)
         if SOFTCAP.cap is not None:
             # reload the logits before the softcap; keeping them costs too many registers
             x = load_tile(logits, tile, TILE, None, needed_rows).to(dtype)
@@ -126,12 +135,14 @@ def cross_entropy_loss_kernel(
         target_value = target_gradient(
             targets, target_logits, stats.softmax.row_max, coefficients, SOFTCAP, HAS_SMOOTHING
         )
-        # in place: all threads must have read their logits before any thread writes
+        # in place: all threads must have read their logits before any thread writes; the blocks of
+        # a cluster have waited for each other in the sum of the row
         tl.debug_barrier()
         store_tile(dlogits, tile, gradient * softcap_grad(x, SOFTCAP), TILE)
-        if IS_INDEX and not TILE.packed:
+        if IS_INDEX and not HAS_ONE_HOT:
             store_targets(dlogits, rows, targets, target_value)
-    reduce_loss(losses, denominator_value, loss)
+    if TILE.num_ctas == 1:
+        reduce_loss(losses, denominator_value, loss)
 
 
 @triton.jit

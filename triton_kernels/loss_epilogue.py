@@ -35,7 +35,8 @@ class LossOptions(NamedTuple):
 class Denominator(NamedTuple):
     """The sum of ``n`` partial sums; ``n`` itself where ``partials_ptr`` is None.
 
-    Where both are None, the sum of the weights of the program's rows.
+    Where ``n`` is None, there is one number at ``partials_ptr``. Where both are None, it is the sum
+    of the weights of the program's rows.
     """
 
     partials_ptr: Any
@@ -64,10 +65,13 @@ class Coefficients(NamedTuple):
 @triton.jit
 def load_denominator(denominator, targets, dtype: tl.constexpr):
     """The number that divides the sum of the losses."""
-    if denominator.n is None:
-        value = tl.sum(targets.weight)
-    elif denominator.partials_ptr is None:
-        value = tl.full((), denominator.n, dtype)
+    if denominator.partials_ptr is None:
+        if denominator.n is None:
+            value = tl.sum(targets.weight)
+        else:
+            value = tl.full((), denominator.n, dtype)
+    elif denominator.n is None:
+        value = tl.load(denominator.partials_ptr).to(dtype)
     else:
         index = tl.arange(0, WEIGHT_BLOCK)
         mask = index < denominator.n

@@ -151,11 +151,13 @@ def combine_cost(sums, partials, row_max):
 
 
 @triton.jit
-def tile_cost(weight, x, row_max):
-    """Cost of each row from a tile that holds whole rows."""
+def tile_cost(weight, x, row_max, weight_sum=None):
+    """Cost of each row from a tile that holds whole rows; None has the weights summed."""
     cost = tl.sum(costs_of(weight, x, row_max[:, None]), axis=1)
+    if weight_sum is None:
+        weight_sum = tl.sum(weight, axis=1)
     # weight may have shape (1, cols), which broadcasts over the rows
-    return Cost(cost, tl.zeros_like(cost) + tl.sum(weight, axis=1))
+    return Cost(cost, tl.zeros_like(cost) + weight_sum)
 
 
 @triton.jit
@@ -208,7 +210,7 @@ def combine_row_sums(sums, target, targets, target_logits):
 
 
 @triton.jit
-def tile_row_stats(x, target, targets, target_logits, weights):
+def tile_row_stats(x, target, targets, target_logits, class_weight_ptr, weights, n_cols):
     """RowStats of rows that one tile holds, and exp(x - row_max)."""
     row_max = finite_max(tl.max(x, axis=1))
     exp_x = exp(x - row_max[:, None])
@@ -218,7 +220,10 @@ def tile_row_stats(x, target, targets, target_logits, weights):
     else:
         target_cost = index_cost(targets, target_logits, row_max)
     softmax = SoftmaxStats(row_max, sum_exp, log(sum_exp))
-    return RowStats(softmax, target_cost, tile_cost(weights.smooth, x, row_max)), exp_x
+    # a sum of ones would move the tile between the thread blocks of a cluster
+    weight_sum = n_cols if class_weight_ptr is None else None
+    smooth_cost = tile_cost(weights.smooth, x, row_max, weight_sum)
+    return RowStats(softmax, target_cost, smooth_cost), exp_x
 
 
 @triton.jit

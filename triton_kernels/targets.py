@@ -108,9 +108,9 @@ def subtract_class_gradient(gradient, target, weights, coefficients, HAS_SMOOTHI
 
 
 @triton.jit
-def one_hot(targets, tile, value):
+def one_hot(index, tile, value):
     """``value`` of each row at its class, 0 elsewhere in a tile."""
-    return tl.where(tile.cols == targets.index[:, None], value[:, None], 0.0)
+    return tl.where(tile.cols == index[:, None], value[:, None], 0.0)
 
 
 @triton.jit

@@ -10,6 +10,9 @@ of neighbouring rows in the first and last vector of a row. A store writes only 
 elements, its head and tail one at a time. All matrices of a kernel have the same heads. With
 ``vec_size`` 1 positions are columns.
 
+A tile of ``num_ctas`` > 1 belongs to a cluster of thread blocks. Triton's reductions reach across
+them; ``tl.debug_barrier`` does not.
+
 Rows of few classes without gaps are ``packed``: a program loads or stores them as one contiguous
 block and transposes it, so each thread holds a whole row.
 
@@ -23,6 +26,8 @@ import triton.language as tl
 
 # from this many rows per tile on, rows share vectors, and a mask per row would split them
 MIN_SHARED_ROWS = tl.constexpr(32)
+# columns of a stripe: one 16-byte vector of bfloat16 for each of 512 threads
+STRIPE_COLS = tl.constexpr(4096)
 
 
 class Matrix(NamedTuple):
@@ -42,6 +47,7 @@ class TileShape(NamedTuple):
     vec_size: int
     unaligned_rows: bool
     packed: bool
+    num_ctas: int
 
 
 class Rows(NamedTuple):
@@ -83,7 +89,7 @@ def row_block(block, n_rows, matrix, TILE: tl.constexpr):
 def column_tile(start, rows, n_cols, TILE: tl.constexpr):
     """The tile of ``rows`` that begins at position ``start``."""
     exist = rows.exist[:, None]
-    positions = (start + tl.arange(0, TILE.cols))[None, :]
+    positions = (start + tile_positions(TILE))[None, :]
     # shape (1, cols), like class weights: it broadcasts over the rows
     cols = positions
     # a bound divisible by vec_size tells the compiler that the mask splits no vector
@@ -102,6 +108,24 @@ def column_tile(start, rows, n_cols, TILE: tl.constexpr):
         end_of_vectors = end // TILE.vec_size * TILE.vec_size
         store_mask = exist & (positions >= first_vector) & (positions < end_of_vectors)
     return Tile(rows, cols, positions, in_row, load_mask, store_mask)
+
+
+@triton.jit
+def tile_positions(TILE: tl.constexpr):
+    """Position of each column of a tile: the thread blocks of a cluster take stripes in turn.
+
+    Each block owns a contiguous part of the tile. Were the positions contiguous too, the last
+    blocks would have nothing to do in a row that is shorter than the tile.
+    """
+    positions = tl.arange(0, TILE.cols)
+    if TILE.num_ctas > 1:
+        block = positions // (TILE.cols // TILE.num_ctas)
+        element = positions % (TILE.cols // TILE.num_ctas)
+        stripe = element // STRIPE_COLS * TILE.num_ctas + block
+        positions = stripe * STRIPE_COLS + element % STRIPE_COLS
+        # Triton does not infer that a stripe is contiguous
+        positions = tl.max_contiguous(tl.multiple_of(positions, STRIPE_COLS), STRIPE_COLS)
+    return positions
 
 
 @triton.jit

@@ -13,15 +13,17 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
-from torch_softmax._kernels.tiles import Matrix
+from torch_softmax._kernels.tiles import Matrix, TileShape
 from triton.backends.compiler import GPUTarget
 
 from torch_softmax import _launch
+from torch_softmax._launch import clusters
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -188,7 +190,7 @@ def is_exhaustive(case: Case) -> bool:
 
 
 # the weight_sum kernel reads no matrix
-NO_TILE = {"rows": 4096, "cols": 1, "vec_size": 1, "unaligned_rows": False, "packed": False}
+NO_TILE = TileShape(4096, 1, 1, False, False, 1)._asdict()
 
 
 class OfflineDriver:
@@ -207,19 +209,27 @@ class OfflineDriver:
         return 0
 
 
+# what to record of a compiled kernel
+Measure = Callable[[Any], dict[str, Any]]
+
+
 class CompilingKernel:
     """Stands in a launcher for a kernel: ``kernel[grid](...)`` compiles it and starts nothing."""
 
-    def __init__(self, name: str, kernel: Any, records: list[dict[str, Any]]) -> None:
-        self.name, self.kernel, self.records = name, kernel, records
+    def __init__(
+        self, name: str, kernel: Any, records: list[dict[str, Any]], measure: Measure
+    ) -> None:
+        self.name, self.kernel, self.records, self.measure = name, kernel, records, measure
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
         def compile(*args: Any, **kwargs: Any) -> None:
             record = {"kernel": self.name, "error": None, "matrix_bytes": matrix_bytes(args)}
             record |= kwargs["TILE"]._asdict() if "TILE" in kwargs else NO_TILE
+            assert record["num_ctas"] == kwargs["num_ctas"]
             record["num_warps"] = kwargs["num_warps"]
             try:
-                record |= measure(self.kernel.warmup(*args, grid=grid, **kwargs).asm)
+                compiled = self.kernel.warmup(*args, grid=grid, **kwargs)
+                record |= measure(compiled.asm) | self.measure(compiled)
             # whatever it is, the other kernels are compiled and the tests name all that fail
             except Exception as error:
                 record["error"] = f"{error}\n{error.__cause__ or ''}"
@@ -280,15 +290,15 @@ def amd_access_widths(amdgcn: str) -> list[int]:
     return [{"short": 2, "dword": 4}[unit] * int(vector or 1) for unit, vector in found]
 
 
-def replace_kernels(records: list[dict[str, Any]]) -> None:
-    """Let the launchers compile the kernels."""
+def replace_kernels(records: list[dict[str, Any]], measure: Measure = lambda compiled: {}) -> None:
+    """Let the launchers compile the kernels; ``measure`` adds to the records."""
     launchers = [
         module for name, module in sys.modules.items() if name.startswith(_launch.__name__)
     ]
     for launcher in launchers:
         for name, kernel in list(vars(launcher).items()):
             if name.endswith("_kernel"):
-                setattr(launcher, name, CompilingKernel(name, kernel, records))
+                setattr(launcher, name, CompilingKernel(name, kernel, records, measure))
 
 
 def schedule(record: dict[str, Any]) -> str:
@@ -296,16 +306,19 @@ def schedule(record: dict[str, Any]) -> str:
         return "packed"
     rows = "rows" if record["rows"] > 1 else "row"
     online = ", online" if record["is_online"] else ""
-    return rows + online + (", vectors" if record["vec_size"] > 1 else "")
+    cluster = ", cluster" if record["num_ctas"] > 1 else ""
+    return rows + cluster + online + (", vectors" if record["vec_size"] > 1 else "")
 
 
-def compile_case(case: Case, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def compile_case(
+    case: Case, records: list[dict[str, Any]], shape: tuple[int, ...]
+) -> list[dict[str, Any]]:
     """One record for each kernel that the case launches."""
-    shape, dtype = LAYOUTS[case.layout], getattr(torch, case.dtype)
+    dtype = getattr(torch, case.dtype)
     records.clear()
     OPERATIONS[case.operation](torch.empty(shape, dtype=dtype).movedim(1, -1))
     for record in records:
-        threads = record["num_warps"] * TARGETS[case.target].warp_size
+        threads = record["num_warps"] * TARGETS[case.target].warp_size * record["num_ctas"]
         elements = record["rows"] * record["cols"] // threads
         record["case"] = str(case)
         record["is_online"] = record["cols"] < shape[1] and record["kernel"] != WEIGHT_SUM_KERNEL
@@ -319,13 +332,16 @@ def main(target: str, dtype: str, *flags: str) -> None:
     launched: list[dict[str, Any]] = []
     replace_kernels(launched)
     triton.runtime.driver.set_active(OfflineDriver(TARGETS[target]))
+    # compile_clusters.py compiles those
+    clusters.enabled = False
     cases = [
         case
         for case in CASES
         if (case.target, case.dtype) == (target, dtype)
         and ("--all" in flags or not is_exhaustive(case))
     ]
-    json.dump([record for case in cases for record in compile_case(case, launched)], sys.stdout)
+    records = [compile_case(case, launched, LAYOUTS[case.layout]) for case in cases]
+    json.dump(list(itertools.chain(*records)), sys.stdout)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from numerics import assert_as_accurate_as_torch
 from torch_softmax import _launch
+from torch_softmax._launch import clusters
 
 # logits with the class axis last, and the schedule of their rows
 SHAPES = {
@@ -15,12 +16,17 @@ SHAPES = {
     "unaligned rows": (3, 1001),
     "longer than a tile": (2, 20000),
     "unaligned and longer than a tile": (2, 20011),
+    "in a cluster": (2, 65536),
+    "unaligned and in a cluster": (2, 50257),
 }
 # (batch, classes, height, width), the class axis moved to the end
 STRIDED_SHAPES = {
     "class-strided": (2, 19, 3, 5),
     "class-strided and longer than a tile": (1, 300, 3, 5),
 }
+EACH_SCHEDULE = pytest.mark.parametrize(
+    "shape", ["packed", "a row to a program", "longer than a tile", "in a cluster"]
+)
 SHAPE = pytest.mark.parametrize("shape", [*SHAPES, *STRIDED_SHAPES])
 
 PLAIN = {
@@ -51,6 +57,13 @@ OPTIONS = {
     },
 }
 OPTION = pytest.mark.parametrize("options", [PLAIN | o for o in OPTIONS.values()], ids=OPTIONS)
+
+
+@pytest.fixture(autouse=True)
+def cluster_schedules(monkeypatch):
+    """The interpreter takes the schedules of a GPU with clusters; a GPU takes its own."""
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(clusters, "enabled", True)
 
 
 def make_logits(shape, device, dtype=torch.float32):
@@ -185,7 +198,7 @@ def test_cross_entropy_loss_serves_other_dtypes(kernel_device, dtype, shape, mak
     assert_accurate(actual, logits, target, weight, options)
 
 
-@pytest.mark.parametrize("shape", ["packed", "a row to a program", "longer than a tile"])
+@EACH_SCHEDULE
 def test_cross_entropy_loss_takes_any_strides_of_the_target(kernel_device, shape):
     logits = make_logits(shape, kernel_device)
     options = PLAIN | {"reduction": "sum"}
@@ -211,7 +224,7 @@ def test_cross_entropy_loss_takes_a_denominator_of_any_dtype(kernel_device, deno
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("shape", ["packed", "a row to a program", "longer than a tile"])
+@EACH_SCHEDULE
 def test_cross_entropy_loss_of_an_ignored_row_is_0_whatever_its_logits(kernel_device, shape):
     logits = make_logits(shape, kernel_device)
     target = torch.zeros(len(logits), dtype=torch.int64, device=kernel_device)
@@ -228,7 +241,7 @@ def test_cross_entropy_loss_of_an_ignored_row_is_0_whatever_its_logits(kernel_de
     torch.testing.assert_close((plain_loss, plain_dlogits), clean, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("shape", ["packed", "a row to a program", "longer than a tile"])
+@EACH_SCHEDULE
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_cross_entropy_loss_of_no_counted_row_has_no_gradient(kernel_device, shape, reduction):
     logits = make_logits(shape, kernel_device)
@@ -240,7 +253,7 @@ def test_cross_entropy_loss_of_no_counted_row_has_no_gradient(kernel_device, sha
     assert (dlogits == 0).all()
 
 
-@pytest.mark.parametrize("shape", ["packed", "a row to a program", "longer than a tile"])
+@EACH_SCHEDULE
 @pytest.mark.parametrize("invalid", [-1, 2**40])
 def test_cross_entropy_loss_of_an_invalid_target_is_nan(kernel_device, shape, invalid):
     logits = make_logits(shape, kernel_device)
@@ -254,7 +267,7 @@ def test_cross_entropy_loss_of_an_invalid_target_is_nan(kernel_device, shape, in
     assert dlogits[0].isfinite().all()
 
 
-@pytest.mark.parametrize("shape", ["packed", "a row to a program", "longer than a tile"])
+@EACH_SCHEDULE
 def test_cross_entropy_loss_of_probability_0_at_infinity_is_finite(kernel_device, shape):
     logits = make_logits(shape, kernel_device)
     target = probabilities(logits)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from torch_softmax._launch import clusters
+
 TESTS = Path(__file__).parents[1]
 COMPILER = shutil.which(os.environ.get("CC", "cc"))
 
@@ -38,6 +40,7 @@ def launch(kernel, programs, warps, just_in_time=False):
         "grid": grid,
         "warps": warps,
         "attributes": 0,
+        "cluster_blocks": 0,
         "just_in_time": just_in_time,
     }
 
@@ -63,6 +66,29 @@ def test_host_launches_two_kernels_forward_and_one_backward_for_many_rows(report
     ]
     (backward,) = step["backward"]
     assert backward["kernel"] == "scale_kernel" and not backward["just_in_time"]
+
+
+@pytest.mark.skipif(
+    clusters.triton_version() < clusters.MIN_TRITON,
+    reason="needs Triton 3.9, whose reductions reach across the thread blocks of a cluster",
+)
+@pytest.mark.parametrize(
+    ("step", "just_in_time"), [("long rows", True), ("long rows again", False)]
+)
+def test_host_launches_a_cluster_for_each_long_row(report, step, just_in_time):
+    weight_sum, loss = report[step]["forward"]
+    assert weight_sum == launch("weight_sum_kernel", 1, 8, weight_sum["just_in_time"])
+    # two programs of 8 thread blocks: their number, and that they spread over multiprocessors
+    cluster = {"attributes": 2, "cluster_blocks": 8}
+    assert loss == launch("cross_entropy_loss_kernel", 2 * 8, 16, just_in_time) | cluster
+
+
+@pytest.mark.skipif(
+    clusters.triton_version() >= clusters.MIN_TRITON, reason="Triton 3.9 reduces across clusters"
+)
+def test_host_launches_no_cluster_before_triton_3_9(report):
+    _weight_sum, loss = report["long rows again"]["forward"]
+    assert loss == launch("cross_entropy_loss_online_kernel", 2, 32)
 
 
 def test_host_sums_no_weights_for_a_sum(report):

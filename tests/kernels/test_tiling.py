@@ -15,6 +15,7 @@ from torch_softmax._kernels.tiling import MAX_TILE_BYTES, cdiv, next_power_of_2,
 import torch_softmax
 from numerics import assert_as_accurate_as_torch
 from torch_softmax import _launch
+from torch_softmax._launch import clusters
 
 ROOT = Path(__file__).parents[2]
 LAUNCHERS = [module for name, module in sys.modules.items() if name.startswith(_launch.__name__)]
@@ -51,6 +52,12 @@ class RecordingKernel:
             self.kernel[grid](*args, **kwargs)
 
         return launch
+
+
+@pytest.fixture(autouse=True)
+def schedules_of_every_gpu(monkeypatch):
+    """A GPU with clusters reads long rows block by block too."""
+    monkeypatch.setattr(clusters, "enabled", False)
 
 
 @pytest.fixture

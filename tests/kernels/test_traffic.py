@@ -7,6 +7,7 @@ from triton.runtime.interpreter import InterpreterBuilder
 
 from devices import INTERPRETER_OFF
 from torch_softmax import _launch
+from torch_softmax._launch import clusters
 
 pytestmark = INTERPRETER_OFF
 
@@ -54,6 +55,12 @@ def passes(moved, x):
     return tuple(counts)
 
 
+@pytest.fixture
+def cluster_schedules(monkeypatch):
+    """The schedules of a GPU with clusters."""
+    monkeypatch.setattr(clusters, "enabled", True)
+
+
 COLUMNS = pytest.mark.parametrize("n_cols", [ONE_TILE, ONE_TILE - 95, ONLINE, ONLINE - 95])
 DTYPE = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 
@@ -75,6 +82,22 @@ def test_traffic_of_softmax_is_the_floor(moved, operator, dtype, n_cols):
     # the sum of log_softmax's gradient needs no y
     sums = 1 if operator == "log_softmax" else 2
     assert backward == (2 if reads == 1 else 2 + sums, 1)
+
+
+# the widest rows, and unaligned ones; gradients of softmax are held to 131072 columns
+@pytest.mark.usefixtures("cluster_schedules")
+@pytest.mark.parametrize("n_cols", [ONLINE, ONLINE - 95, 2 * ONLINE])
+@DTYPE
+@pytest.mark.parametrize("operator", ["softmax", "log_softmax"])
+def test_traffic_of_softmax_in_clusters_is_one_read(moved, operator, dtype, n_cols):
+    x = torch.randn(2, n_cols).to(dtype)
+
+    y = getattr(_launch, f"launch_{operator}_forward")(x, 1, dtype)
+
+    assert passes(moved, x) == (1, 1)
+    if n_cols == ONLINE:
+        getattr(_launch, f"launch_{operator}_backward")(torch.ones_like(y), y, 1, dtype)
+        assert passes(moved, x) == (2, 1)
 
 
 @COLUMNS
@@ -109,6 +132,17 @@ def test_traffic_of_a_loss_and_its_gradient_is_the_floor(moved, dtype, n_cols):
 
     assert loss_and_gradient == (1 if n_cols <= ONE_TILE else 2, 1)
     assert factor_of_1 == (0, 0)
+
+
+@pytest.mark.usefixtures("cluster_schedules")
+@pytest.mark.parametrize("n_cols", [ONLINE, ONLINE - 95, 2 * ONLINE])
+@DTYPE
+def test_traffic_of_a_loss_and_its_gradient_in_clusters_is_one_read(moved, dtype, n_cols):
+    logits = torch.randn(2, n_cols).to(dtype)
+
+    launch_loss(logits, torch.arange(2))
+
+    assert passes(moved, logits) == (1, 1)
 
 
 @COLUMNS

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_softmax._launch import clusters
 from torch_softmax._launch.loss_plan import LossPlan
 from torch_softmax._launch.schedule import MAX_SCHEDULES, layout
 from torch_softmax._layout import collapse_batch_dims, compute_dtype, empty_rows_like
@@ -59,6 +60,7 @@ def _launch_into(
     tensors = (logits, target, weight, denominator, dlogits)
     key = (
         options,
+        clusters.enabled,
         dtype,
         logits.device,
         layout(logits),

@@ -15,6 +15,7 @@ from torch_softmax._kernels.loss_epilogue import Denominator, FloatPair, LossOut
 from torch_softmax._kernels.loss_epilogue import LossOptions as KernelOptions
 from torch_softmax._kernels.tiles import Matrix
 from torch_softmax._kernels.tiling import (
+    CLUSTER_COLS,
     MAX_TILE_BYTES,
     MAX_WEIGHT_PARTIALS,
     MIN_TILE_BYTES,
@@ -53,11 +54,13 @@ class LossPlan:
         )
         self.loss = _loss_launch(rows, options)
         self.weight_sum: Launch | None = None
-        self.n_weights: int | None = 1
+        in_clusters = rows.schedule.tile.num_ctas > 1
+        # the blocks of a cluster would have to meet to add up partial sums
+        self.n_weights: int | None = None if in_clusters and denominator is not None else 1
         if denominator is None and options.reduction == "mean":
-            self._choose_denominator(logits, target)
+            self._choose_denominator(logits, target, in_clusters)
 
-    def _choose_denominator(self, logits: Tensor, target: Tensor) -> None:
+    def _choose_denominator(self, logits: Tensor, target: Tensor, in_clusters: bool) -> None:
         """Have the mean's own denominator computed, where the shape does not tell it."""
         n_rows = logits.shape[:-1].numel()
         if target.is_floating_point():
@@ -65,10 +68,12 @@ class LossPlan:
         elif self.n_programs == 1:
             self.n_weights = None
         else:
-            self.n_weights = min(cdiv(n_rows, WEIGHT_SUM_ROWS), MAX_WEIGHT_PARTIALS)
+            n_partials = min(cdiv(n_rows, WEIGHT_SUM_ROWS), MAX_WEIGHT_PARTIALS)
+            n_partials = 1 if in_clusters else n_partials
+            self.n_weights = None if in_clusters else n_partials
             self.weight_sum = Launch(
                 weight_sum_kernel,
-                (self.n_weights,),
+                (n_partials,),
                 logits.device,
                 BLOCK_ROWS=WEIGHT_SUM_ROWS,
                 num_warps=8,
@@ -132,13 +137,15 @@ def _rows(
     read_twice = READ_TWICE_TWO_MATRICES if is_probability else READ_TWICE
     if logits.dtype == torch.float64:
         read_twice = READ_TWICE_FLOAT64
+    live_values = 1 + is_probability + weighs_classes + (options.softcap is not None)
     limits = Limits(
-        live_values=1 + is_probability + weighs_classes + (options.softcap is not None),
+        live_values=live_values,
         # only for a gradient a row is kept, or read again
         max_tile_bytes=READ_ONCE.tile_bytes if dlogits is None else MAX_TILE_BYTES,
         min_tile_bytes=2 * MIN_TILE_BYTES,
         online=READ_ONCE if dlogits is None else read_twice,
         may_pack=True,
+        cluster_cols=0 if dlogits is None else _cluster_cols(live_values, options),
     )
     results = () if dlogits is None else (dlogits,)
     if is_probability:
@@ -146,6 +153,14 @@ def _rows(
     rows = Rows(logits, *results, limits=limits)
     rows.matrices.insert(1, rows.target_indices(target))
     return rows
+
+
+def _cluster_cols(live_values: int, options: LossOptions) -> int:
+    """Columns that a thread block of a cluster holds without spilling registers."""
+    if live_values > 2:
+        return CLUSTER_COLS // 2
+    is_plain = live_values == 1 and options.label_smoothing == 0
+    return 2 * CLUSTER_COLS if is_plain else CLUSTER_COLS
 
 
 def _pair(number: float) -> FloatPair | None:

@@ -13,13 +13,16 @@ from torch_softmax._kernels.tiling import (
     READ_ONCE,
     VEC_BYTES,
     OnlineTile,
+    Tiling,
     cdiv,
+    cluster_tiling,
     has_unaligned_rows,
     n_partials,
     packed_tiling,
     row_tiling,
     vec_size,
 )
+from torch_softmax._launch.clusters import has_clusters
 from torch_softmax._launch.specialized import Kernel, Launch
 from torch_softmax._layout import collapse_batch_dims
 
@@ -28,7 +31,9 @@ class Limits(NamedTuple):
     """The live values of a kernel per element of its tile, and limits on the tile.
 
     See :func:`row_tiling` for the limits. Rows of few classes without gaps are packed if the kernel
-    ``may_pack``.
+    ``may_pack``. A thread block of a cluster holds up to ``cluster_cols`` columns without spilling
+    registers; 0 for a kernel that reads no row twice. ``tests/kernels/compile_clusters.py`` prints
+    the registers of each kernel and width.
     """
 
     live_values: int
@@ -36,10 +41,11 @@ class Limits(NamedTuple):
     min_tile_bytes: int = MIN_TILE_BYTES
     online: OnlineTile = READ_ONCE
     may_pack: bool = False
+    cluster_cols: int = 0
 
 
 class Schedule(NamedTuple):
-    """The tile of a program, its warps and partials, and the blocks that cover the matrix."""
+    """The tile of a program, the warps of each thread block, partials, and blocks of the matrix."""
 
     tile: TileShape
     num_warps: int
@@ -65,11 +71,14 @@ def schedule(
     addresses: tuple[int, ...],
     element_bytes: tuple[int, ...],
     limits: Limits,
+    may_cluster: bool,
 ) -> Schedule:
     """The schedule for matrices of these sizes and strides, and addresses modulo VEC_BYTES."""
     outer, n_rows, n_cols = shape
     size = vec_size(n_cols, strides, addresses, min(element_bytes))
     unaligned = has_unaligned_rows(n_cols, strides, size)
+    # the first vector of a row may contain elements before the row
+    width = n_cols + (size - 1 if unaligned else 0)
     packed = (
         limits.may_pack
         and n_cols <= MAX_PACKED_COLS
@@ -80,25 +89,53 @@ def schedule(
     if packed:
         size, unaligned, tiling = VEC_BYTES // min(element_bytes), False, packed_tiling(n_cols)
     else:
-        _, row_stride, class_stride = strides[0]
-        tiling = row_tiling(
-            n_rows,
-            n_cols + (size - 1 if unaligned else 0),
-            limits.live_values * max(4, element_bytes[0]),
-            class_strided=0 < row_stride < class_stride,
-            # masks of row heads and tails take registers too
-            max_tile_bytes=limits.max_tile_bytes // (2 if unaligned else 1),
-            min_tile_bytes=limits.min_tile_bytes,
-            online=limits.online,
-        )
+        # tiles of 2-byte accesses take more registers, and a float64 takes two
+        may_cluster &= max(element_bytes) < 8 and has_vectors(size, n_cols, strides, addresses)
+        live_bytes = limits.live_values * max(4, element_bytes[0])
+        tiling = _tiling(n_rows, width, live_bytes, strides[0], limits, unaligned, may_cluster)
     return Schedule(
-        TileShape(tiling.block_rows, tiling.block_cols, size, unaligned, packed),
+        TileShape(tiling.block_rows, tiling.block_cols, size, unaligned, packed, tiling.num_ctas),
         tiling.num_warps,
         n_partials(tiling, element_bytes[0]),
         outer * cdiv(n_rows, tiling.block_rows),
-        # the first vector of a row may contain elements before the row
-        cdiv(n_cols + (size - 1 if unaligned else 0), tiling.block_cols),
+        cdiv(width, tiling.block_cols),
     )
+
+
+def _tiling(
+    n_rows: int,
+    width: int,
+    live_bytes: int,
+    strides: tuple[int, ...],
+    limits: Limits,
+    unaligned: bool,
+    may_cluster: bool,
+) -> Tiling:
+    """The tile of rows that are not packed."""
+    _, row_stride, class_stride = strides
+    class_strided = 0 < row_stride < class_stride
+    # masks of row heads and tails take registers too
+    parts = 2 if unaligned else 1
+    if may_cluster and not class_strided:
+        tiling = cluster_tiling(width, limits.cluster_cols // parts)
+        if tiling is not None:
+            return tiling
+    return row_tiling(
+        n_rows,
+        width,
+        live_bytes,
+        class_strided=class_strided,
+        max_tile_bytes=limits.max_tile_bytes // parts,
+        min_tile_bytes=limits.min_tile_bytes,
+        online=limits.online,
+    )
+
+
+def has_vectors(
+    size: int, n_cols: int, strides: tuple[tuple[int, ...], ...], addresses: tuple[int, ...]
+) -> bool:
+    """Whether a kernel accesses 16 bytes at a time, by itself or because Triton infers it."""
+    return size > 1 or not (any(addresses) or has_unaligned_rows(n_cols, strides, 16))
 
 
 class Rows:
@@ -116,6 +153,7 @@ class Rows:
             tuple(matrix.ptr.data_ptr() % VEC_BYTES for matrix in self.matrices),
             tuple(tensor.element_size() for tensor in tensors),
             limits,
+            has_clusters(self.device),
         )
 
     def _matrix(self, outer: int, tensor: Tensor) -> Matrix:
@@ -137,6 +175,7 @@ class Rows:
             grid or (self.schedule.row_blocks,),
             self.device,
             num_warps=self.schedule.num_warps,
+            num_ctas=self.schedule.tile.num_ctas,
             TILE=self.schedule.tile,
             **constexprs,
         )

@@ -11,6 +11,7 @@ from torch_softmax._kernels.softmax import (
     softmax_forward_online_kernel,
 )
 from torch_softmax._kernels.tiling import (
+    CLUSTER_COLS,
     MAX_TILE_BYTES,
     READ_TWICE,
     READ_TWICE_FLOAT64,
@@ -19,9 +20,14 @@ from torch_softmax._kernels.tiling import (
 from torch_softmax._launch.schedule import Kernel, Limits, Rows
 from torch_softmax._layout import compute_dtype, empty_contiguous_like, rows_beside
 
-FORWARD = Limits(live_values=1, online=READ_TWICE)
+FORWARD = Limits(live_values=1, online=READ_TWICE, cluster_cols=2 * CLUSTER_COLS)
 FORWARD_FLOAT64 = Limits(live_values=1, online=READ_TWICE_FLOAT64)
-BACKWARD = Limits(live_values=2, max_tile_bytes=2 * MAX_TILE_BYTES, online=READ_TWICE_TWO_MATRICES)
+BACKWARD = Limits(
+    live_values=2,
+    max_tile_bytes=2 * MAX_TILE_BYTES,
+    online=READ_TWICE_TWO_MATRICES,
+    cluster_cols=CLUSTER_COLS,
+)
 
 
 def launch_softmax_forward(x: Tensor, dim: int, dtype: torch.dtype) -> Tensor:

@@ -29,6 +29,7 @@ class Launch:
         device: torch.device,
         *,
         num_warps: int,
+        num_ctas: int = 1,
         **constexprs: Any,
     ) -> None:
         """``device`` is the one of the tensors."""
@@ -37,7 +38,7 @@ class Launch:
         self.device_index = device.index
         # no FMA contraction: recomputed logits must match bit for bit, or the loss of a confident
         # row is negative. It would save the loss 1 to 2 % of its instructions
-        self.options = {"num_warps": num_warps, "enable_fp_fusion": False}
+        self.options = {"num_warps": num_warps, "num_ctas": num_ctas, "enable_fp_fusion": False}
         self.compiled: CompiledKernel = None
         self.last_args: tuple[Any, ...] = ()
 
