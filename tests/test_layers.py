@@ -45,6 +45,13 @@ LAYERS = {
         "torch_softmax._options",
         "torch_softmax._layout",
     },
+    "torch_softmax.distributed": {
+        "torch_softmax.functional",
+        "torch_softmax._ops",
+        "torch_softmax.reference",
+        "torch_softmax._options",
+        "torch_softmax._layout",
+    },
     "torch_softmax.modules": {"torch_softmax.functional"},
     "torch_softmax.patching": {"torch_softmax.functional", "torch_softmax.modules"},
     "torch_softmax.benchmark": {

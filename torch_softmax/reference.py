@@ -212,7 +212,7 @@ def loss_terms(
     if smoothing > 0 and class_weight is None:
         class_weight = logits.new_ones(n_classes, dtype=dtype) if weight is None else weight
     if options.reduction == "mean" and denominator is None:
-        denominator = _mean_denominator(logits, row_weight, ignored)
+        denominator = mean_denominator(logits, row_weight, ignored)
     terms = LossTerms(
         row_weight=row_weight,
         ignored=ignored,
@@ -224,7 +224,7 @@ def loss_terms(
     return target, class_weight, terms
 
 
-def _mean_denominator(logits: Tensor, row_weight: Tensor | None, ignored: Tensor | None) -> Tensor:
+def mean_denominator(logits: Tensor, row_weight: Tensor | None, ignored: Tensor | None) -> Tensor:
     """The denominator of the mean, as a tensor: reading its value would stop the stream."""
     if ignored is None:
         # math.prod, because Size.numel() specializes symbolic sizes

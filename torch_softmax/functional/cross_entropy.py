@@ -139,9 +139,9 @@ def cross_entropy(
     denominator = as_denominator("cross_entropy", denominator, options.reduction, input)
     # torch.compile plans memory itself
     inplace = inplace and not torch.compiler.is_compiling()
-    logits = _class_axis_last(_donated(input) if inplace else input)
-    target = _class_axis_last(target) if target.is_floating_point() else target
-    args = (logits, target, weight, denominator, options, _loss_dtype(input))
+    logits = class_axis_last(donated(input) if inplace else input)
+    target = class_axis_last(target) if target.is_floating_point() else target
+    args = (logits, target, weight, denominator, options, loss_dtype(input))
     return _ops.cross_entropy_loss(*args, inplace)
 
 
@@ -215,18 +215,20 @@ def cross_entropy_with_stats(
     denominator = as_denominator(name, denominator, options.reduction, input)
     # torch.compile plans memory itself
     inplace = inplace and not torch.compiler.is_compiling()
-    logits = _class_axis_last(_donated(input) if inplace else input)
-    target = _class_axis_last(target) if target.is_floating_point() else target
-    args = (logits, target, weight, denominator, options, _loss_dtype(input))
+    logits = class_axis_last(donated(input) if inplace else input)
+    target = class_axis_last(target) if target.is_floating_point() else target
+    args = (logits, target, weight, denominator, options, loss_dtype(input))
     loss, rows = _ops.cross_entropy_with_rows(*args, True, inplace)
     return CrossEntropyStats(loss, rows.lse, rows.entropy, rows.prediction)
 
 
-def _class_axis_last(x: Tensor) -> Tensor:
+def class_axis_last(x: Tensor) -> Tensor:
+    """``x`` with class axis 1 moved to the end; a matrix has it there."""
     return x.movedim(1, -1) if x.dim() > 2 else x
 
 
-def _donated(input: Tensor) -> Tensor:
+def donated(input: Tensor) -> Tensor:
+    """``input``, or an alias of it to overwrite by its gradient."""
     if not (torch.is_grad_enabled() and input.requires_grad):
         return input
     if input.is_neg():
@@ -236,13 +238,13 @@ def _donated(input: Tensor) -> Tensor:
             "cross_entropy needs inplace=False for input with retain_grad(): "
             "the memory of input becomes its gradient"
         )
-    if collapse_batch_dims(_class_axis_last(input)) is None:
+    if collapse_batch_dims(class_axis_last(input)) is None:
         raise ValueError(
             "cross_entropy needs inplace=False for input whose batch dims do not collapse, "
             f"got strides {input.stride()}"
         )
     axes = zip(input.shape, input.stride(), strict=True)
-    if any(size > 1 and stride == 0 for size, stride in axes):
+    if any(stride == 0 and size > 1 for size, stride in axes):
         raise ValueError(
             "cross_entropy needs inplace=False for expanded input, whose elements share memory, "
             f"got strides {input.stride()}"
@@ -250,5 +252,6 @@ def _donated(input: Tensor) -> Tensor:
     return _ops.donate(input)
 
 
-def _loss_dtype(input: Tensor) -> torch.dtype:
+def loss_dtype(input: Tensor) -> torch.dtype:
+    """The dtype of a loss: that of ``input``, float32 under autocast."""
     return compute_dtype(input.dtype) if autocast_widens(input) else input.dtype

@@ -1,0 +1,33 @@
+"""The collectives of the class-sharded forms, which torch.compile and CommDebugMode see."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+# the operators below PyTorch's functional collectives, whose Python names change between versions
+_functional = torch.ops._c10d_functional
+
+
+def as_group(function: str, group: ProcessGroup | None) -> ProcessGroup:
+    """``group``, or the default group for None."""
+    if not dist.is_available():
+        raise RuntimeError(f"{function} needs a PyTorch with torch.distributed")
+    if group is None:
+        if not dist.is_initialized():
+            raise RuntimeError(f"{function} needs torch.distributed.init_process_group first")
+        group = dist.group.WORLD
+    if not isinstance(group, ProcessGroup):
+        raise TypeError(
+            f"{function} needs group to be a ProcessGroup that this rank belongs to, or None, "
+            f"got {group!r}"
+        )
+    return group
+
+
+def all_gather(x: Tensor, group: ProcessGroup) -> Tensor:
+    """``x`` of every rank, in rank order along a new first axis."""
+    n_ranks = dist.get_world_size(group)
+    gathered = _functional.all_gather_into_tensor(x.contiguous(), n_ranks, group.group_name)
+    gathered = _functional.wait_tensor(gathered)
+    return gathered.view(n_ranks, *x.shape)
