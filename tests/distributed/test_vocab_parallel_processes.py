@@ -1,0 +1,77 @@
+"""Class-sharded cross-entropy in processes that gloo connects."""
+
+import pytest
+import torch
+
+from rank_processes import results_of_ranks, run_ranks
+from rank_programs import (
+    LAYOUTS,
+    all_losses,
+    cases,
+    loss_that_one_rank_never_joins,
+    loss_that_one_rank_sleeps_through,
+    problem,
+)
+from sharded_classes import OPTIONS, UNEVEN
+from torch_softmax import cross_entropy
+
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_gloo_available(), reason="needs a PyTorch with gloo"
+)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What each of four ranks computed."""
+    return results_of_ranks(tmp_path_factory.mktemp("cases"), 4, all_losses)
+
+
+@pytest.mark.parametrize("counts", LAYOUTS, ids=str)
+def test_processes_agree_to_the_bit(counts, results):
+    for case in cases():
+        if case[0] == counts:
+            first, *others = (results[rank][0][case][0] for rank in range(len(counts)))
+            for other in others:
+                torch.testing.assert_close(other, first, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("counts", LAYOUTS, ids=str)
+def test_processes_compute_the_unsharded_losses_and_gradients(counts, results):
+    for case in cases():
+        if case[0] != counts:
+            continue
+        _, name, kind, weighted = case
+        args = problem(counts, kind, weighted)
+        leaves = [x.requires_grad_() for x in args if x is not None and x.is_floating_point()]
+        loss = cross_entropy(*args, **OPTIONS[name])
+        expected = torch.autograd.grad(loss.sum(), leaves)
+        actual = [results[rank][0][case] for rank in range(len(counts))]
+        torch.testing.assert_close(actual[0][0], loss.detach(), rtol=1e-10, atol=1e-10)
+        for i, gradient in enumerate(expected):
+            whole = torch.cat([gradients[i] for _, gradients in actual], -1)
+            torch.testing.assert_close(whole, gradient, rtol=1e-10, atol=1e-10)
+
+
+def test_processes_gather_twice_until_they_know_uneven_shards(results):
+    other = (*UNEVEN[:-1], UNEVEN[-1] + 1)
+    expected = cross_entropy(*problem(other, "indices", False)[:2])
+    for _, counts, loss in results:
+        assert counts == [2, 1, 1]
+        torch.testing.assert_close(loss, expected)
+
+
+def test_processes_end_when_one_fails_before_its_loss(tmp_path):
+    *waiting, failed = run_ranks(tmp_path, 2, loss_that_one_rank_never_joins)
+    assert "this rank fails" in failed.errors
+    for process in waiting:
+        assert process.code
+        assert "RuntimeError: [" in process.errors
+        assert process.seconds < 60
+
+
+def test_processes_end_when_one_never_calls_its_loss(tmp_path):
+    *waiting, _ = run_ranks(tmp_path, 2, loss_that_one_rank_sleeps_through, waits_for=1)
+    for process in waiting:
+        assert process.code
+        assert "RuntimeError: [" in process.errors
+        assert process.seconds < 60
