@@ -9,7 +9,10 @@ import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sharded_classes import OPTIONS, UNEVEN
-from torch_softmax.distributed import vocab_parallel_cross_entropy
+from torch_softmax.distributed import (
+    vocab_parallel_cross_entropy,
+    vocab_parallel_linear_cross_entropy,
+)
 
 # the classes of two, three and four ranks: equal and uneven, also without any
 LAYOUTS = [(3, 3), (7, 0), (2, 5, 3), (0, 4, 1), (3, 3, 3, 3), UNEVEN]
@@ -38,8 +41,8 @@ def cases():
 
 
 def all_losses():
-    """The losses of all cases, the collectives of three steps, and the loss of another head."""
-    return losses_of_cases(), *collectives_of_three_steps()
+    """Losses of all cases, collectives of three steps, another head's loss, a linear loss."""
+    return losses_of_cases(), *collectives_of_three_steps(), linear_loss()
 
 
 def losses_of_cases():
@@ -91,6 +94,24 @@ def collectives_of_three_steps():
     logits, target, _ = problem(other, "indices", False)
     loss = vocab_parallel_cross_entropy(logits.split(other, 1)[rank], target)
     return counts, loss
+
+
+def linear_problem():
+    """Features, weight and targets of a head with the classes of UNEVEN."""
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 3, dtype=torch.double, generator=random)
+    linear_weight = torch.randn(sum(UNEVEN), 3, dtype=torch.double, generator=random)
+    return x, linear_weight, torch.tensor([0, sum(UNEVEN) - 1, -100, 1, 2, 0])
+
+
+def linear_loss():
+    """A loss in chunks of two rows, and the gradients of features and of this rank's weight."""
+    x, linear_weight, target = linear_problem()
+    shard = linear_weight.split(UNEVEN)[dist.get_rank()].clone().requires_grad_()
+    x.requires_grad_()
+    options = {"chunk_size": 2, "label_smoothing": 0.1}
+    loss = vocab_parallel_linear_cross_entropy(x, shard, target, **options)
+    return loss.detach(), *torch.autograd.grad(loss, (x, shard))
 
 
 def loss_that_one_rank_never_joins():

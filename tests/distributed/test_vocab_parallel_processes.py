@@ -8,12 +8,13 @@ from rank_programs import (
     LAYOUTS,
     all_losses,
     cases,
+    linear_problem,
     loss_that_one_rank_never_joins,
     loss_that_one_rank_sleeps_through,
     problem,
 )
 from sharded_classes import OPTIONS, UNEVEN
-from torch_softmax import cross_entropy
+from torch_softmax import cross_entropy, linear_cross_entropy
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_gloo_available(), reason="needs a PyTorch with gloo"
@@ -55,9 +56,23 @@ def test_processes_compute_the_unsharded_losses_and_gradients(counts, results):
 def test_processes_gather_twice_until_they_know_uneven_shards(results):
     other = (*UNEVEN[:-1], UNEVEN[-1] + 1)
     expected = cross_entropy(*problem(other, "indices", False)[:2])
-    for _, counts, loss in results:
+    for _, counts, loss, _ in results:
         assert counts == [2, 1, 1]
         torch.testing.assert_close(loss, expected)
+
+
+def test_processes_compute_the_unsharded_linear_loss(results):
+    x, linear_weight, target = linear_problem()
+    leaves = (x.requires_grad_(), linear_weight.requires_grad_())
+    loss = linear_cross_entropy(*leaves, target, label_smoothing=0.1)
+    dx, dweight = torch.autograd.grad(loss, leaves)
+    ranks = [result[-1] for result in results]
+    for value, gradient, _ in ranks:
+        torch.testing.assert_close(value, ranks[0][0], rtol=0, atol=0)
+        torch.testing.assert_close(value, loss.detach(), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(gradient, dx, rtol=1e-10, atol=1e-10)
+    whole = torch.cat([gradient for _, _, gradient in ranks])
+    torch.testing.assert_close(whole, dweight, rtol=1e-10, atol=1e-10)
 
 
 def test_processes_end_when_one_fails_before_its_loss(tmp_path):

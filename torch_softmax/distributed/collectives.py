@@ -1,8 +1,11 @@
 """The collectives of the class-sharded forms, which torch.compile and CommDebugMode see."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd import Function
 from torch.distributed import ProcessGroup
 
 # the operators below PyTorch's functional collectives, whose Python names change between versions
@@ -29,5 +32,33 @@ def all_gather(x: Tensor, group: ProcessGroup) -> Tensor:
     """``x`` of every rank, in rank order along a new first axis."""
     n_ranks = dist.get_world_size(group)
     gathered = _functional.all_gather_into_tensor(x.contiguous(), n_ranks, group.group_name)
-    gathered = _functional.wait_tensor(gathered)
-    return gathered.view(n_ranks, *x.shape)
+    return wait(gathered).view(n_ranks, *x.shape)
+
+
+def start_all_reduce(x: Tensor, group: ProcessGroup) -> Tensor:
+    """The sum of ``x`` over the ranks, to be passed to :func:`wait` before it is read."""
+    total: Tensor = _functional.all_reduce(x.contiguous(), "sum", group.group_name)
+    return total
+
+
+def wait(x: Tensor) -> Tensor:
+    """``x`` when its collective has ended."""
+    ended: Tensor = _functional.wait_tensor(x)
+    return ended
+
+
+def with_summed_gradient(x: Tensor, group: ProcessGroup) -> Tensor:
+    """``x``, each use of which is of one rank alone; its gradient is summed over the ranks."""
+    y: Tensor = _SummedGradient.apply(x, group)
+    return y
+
+
+class _SummedGradient(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        return wait(start_all_reduce(dy, ctx.group)), None

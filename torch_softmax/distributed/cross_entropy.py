@@ -166,7 +166,8 @@ def _vocab_parallel_loss(
     # torch.compile plans memory itself
     inplace = inplace and not torch.compiler.is_compiling()
     logits = class_axis_last(donated(input) if inplace else input)
-    target, ignored = classes_or_probabilities(target, options.ignore_index)
+    target = class_axis_last(target) if target.is_floating_point() else target
+    target, ignored = without_ignored(target, options.ignore_index)
     weight = None if weight is None else weight.to(compute_dtype(input.dtype))
     row_options = RowOptions(
         *(name, options.label_smoothing > 0, with_entropy),
@@ -177,10 +178,10 @@ def _vocab_parallel_loss(
     return loss.to(loss_dtype(input)), rows
 
 
-def classes_or_probabilities(target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor | None]:
+def without_ignored(target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor | None]:
     """Class indices, 0 for ignored rows, and the mask of these rows; or probabilities and None."""
     if target.is_floating_point():
-        return class_axis_last(target), None
+        return target, None
     # int64 before the comparison: ignore_index would wrap around in a narrower type
     target = target.long()
     ignored = target == ignore_index
