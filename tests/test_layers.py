@@ -80,8 +80,16 @@ LAYERS = {
         "torch_softmax.uncertainty",
     },
 }
-# imports inside functions: the kernels are imported with the first tensor that needs them
-LATE_IMPORTS = {("torch_softmax._ops.registration", "torch_softmax._launch")}
+# imports inside functions: the first tensor that needs them imports the kernels, and the code for
+# DTensors
+LATE_IMPORTS = {
+    ("torch_softmax._ops.registration", "torch_softmax._launch"),
+    (
+        "torch_softmax.functional.cross_entropy",
+        "torch_softmax.distributed.dtensor_cross_entropy",
+    ),
+    ("torch_softmax.functional.softmax", "torch_softmax.distributed.dtensor_softmax"),
+}
 
 # imports inside functions: plots, the progress bar and the measured packages
 BENCHMARK_IMPORTS = {"cut_cross_entropy", "liger_kernel", "matplotlib", "quack", "tqdm"}
@@ -179,7 +187,7 @@ def test_layers_import_only_lower_layers(layer):
 
 
 @pytest.mark.parametrize(("module", "name"), LATE_IMPORTS)
-def test_layers_reach_the_kernels_only_by_a_late_import(module, name):
+def test_layers_reach_upward_only_by_a_late_import(module, name):
     tree = ast.parse(MODULES[module].read_text())
     at_once = set().union(*(imported_by(module, node) for node in tree.body))
     assert name in late_imports(module), f"{module} imports {name} no more: drop the exception"

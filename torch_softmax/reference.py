@@ -77,7 +77,7 @@ def cross_entropy_forward(
         ``target_weight`` for class indices, ``entropy`` and ``prediction`` unless ``with_entropy``.
     """
     x = apply_softcap(logits, logit_scale, softcap)
-    softmax_stats = _softmax_stats(x)
+    softmax_stats = row_softmax_stats(x)
     row_max, log_sum_exp = softmax_stats.unbind(-1)
     cost = -_log_probabilities(x)
     # three tensors, because an operator must not return one twice
@@ -353,7 +353,7 @@ def _widened(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(torch.promote_types(compute_dtype(x.dtype), compute_dtype(dtype)))
 
 
-def _softmax_stats(x: Tensor) -> Tensor:
+def row_softmax_stats(x: Tensor) -> Tensor:
     """row_max and log_sum_exp; row_max is 0 for a row of -inf, because -inf - -inf is NaN."""
     if x.shape[-1] == 0:
         return torch.stack([x.sum(-1), x.sum(-1).log()], -1)
@@ -363,7 +363,7 @@ def _softmax_stats(x: Tensor) -> Tensor:
 
 
 def _log_probabilities(x: Tensor) -> Tensor:
-    softmax_stats = _softmax_stats(x)
+    softmax_stats = row_softmax_stats(x)
     return (x - softmax_stats[..., :1]) - softmax_stats[..., 1:]
 
 

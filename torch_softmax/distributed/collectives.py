@@ -48,12 +48,21 @@ def wait(x: Tensor) -> Tensor:
 
 
 def with_summed_gradient(x: Tensor, group: ProcessGroup) -> Tensor:
-    """``x``, each use of which is of one rank alone; its gradient is summed over the ranks."""
-    y: Tensor = _SummedGradient.apply(x, group)
+    """``x``, the same on all ranks, for uses that differ; its gradient is their sum."""
+    y: Tensor = _Copy.apply(x, group)
     return y
 
 
-class _SummedGradient(Function):
+def summed_over_ranks(x: Tensor, group: ProcessGroup) -> Tensor:
+    """The sum of ``x`` over the ranks, for uses that are the same on all of them."""
+    y: Tensor = _Sum.apply(x, group)
+    return y
+
+
+# the backward of each is the other, to any order
+
+
+class _Copy(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
         ctx.group = group
@@ -61,4 +70,15 @@ class _SummedGradient(Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
-        return wait(start_all_reduce(dy, ctx.group)), None
+        return summed_over_ranks(dy, ctx.group), None
+
+
+class _Sum(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group = group
+        return wait(start_all_reduce(x, group))
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        return with_summed_gradient(dy, ctx.group), None

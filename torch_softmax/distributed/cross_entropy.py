@@ -1,18 +1,16 @@
 """Cross-entropy of logits whose classes are sharded across ranks."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from torch_softmax import reference
 from torch_softmax._layout import compute_dtype
 from torch_softmax._options import LossOptions, Reduction
 from torch_softmax.distributed.class_shard import as_class_shard
 from torch_softmax.distributed.collectives import as_group
 from torch_softmax.distributed.cross_entropy_rows import RowOptions, vocab_parallel_rows
 from torch_softmax.distributed.derivatives import check_reverse_mode
+from torch_softmax.distributed.loss import loss_of_rows, loss_terms, without_ignored
 from torch_softmax.distributed.shard_rows import GlobalRows
 from torch_softmax.functional import CrossEntropyStats
 from torch_softmax.functional.checks import (
@@ -174,41 +172,6 @@ def _vocab_parallel_loss(
         *(options.logit_scale, options.softcap, inplace),
     )
     rows, shard = vocab_parallel_rows(logits, target, weight, shard, row_options)
-    loss = reduced_loss(rows, ignored, weight, shard.num_classes, denominator, options)
+    args = (weight is not None, shard.num_classes, denominator, options)
+    loss = loss_of_rows(loss_terms(rows, ignored, *args), rows, options)
     return loss.to(loss_dtype(input)), rows
-
-
-def without_ignored(target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor | None]:
-    """Class indices, 0 for ignored rows, and the mask of these rows; or probabilities and None."""
-    if target.is_floating_point():
-        return target, None
-    # int64 before the comparison: ignore_index would wrap around in a narrower type
-    target = target.long()
-    ignored = target == ignore_index
-    return target.masked_fill(ignored, 0), ignored
-
-
-def reduced_loss(
-    rows: GlobalRows,
-    ignored: Tensor | None,
-    weight: Tensor | None,
-    num_classes: Any,
-    denominator: Tensor | None,
-    options: LossOptions,
-) -> Tensor:
-    """The loss of rows over all classes, as the options say."""
-    smoothing = options.label_smoothing
-    row_weight = None if weight is None or ignored is None else rows.row_weight
-    if options.reduction == "mean" and denominator is None:
-        denominator = reference.mean_denominator(rows.lse.unsqueeze(-1), row_weight, ignored)
-    terms = reference.LossTerms(
-        row_weight=row_weight,
-        ignored=ignored,
-        nll_factor=1 - smoothing,
-        smooth_factor=smoothing / num_classes,
-        z_loss=options.z_loss,
-        denominator=denominator,
-    )
-    if options.reduction == "none":
-        return terms.row_losses(rows)  # type: ignore[arg-type]
-    return terms.reduced_loss(rows)  # type: ignore[arg-type]

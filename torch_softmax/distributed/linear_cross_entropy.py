@@ -9,11 +9,11 @@ from torch_softmax._ops.linear_rows import classes_last
 from torch_softmax._options import LossOptions, Reduction
 from torch_softmax.distributed.class_shard import ClassShard, as_class_shard
 from torch_softmax.distributed.collectives import as_group, with_summed_gradient
-from torch_softmax.distributed.cross_entropy import reduced_loss, without_ignored
 from torch_softmax.distributed.cross_entropy_rows import RowOptions, vocab_parallel_rows
 from torch_softmax.distributed.derivatives import check_reverse_mode
 from torch_softmax.distributed.linear_cross_entropy_rows import vocab_parallel_linear_rows
 from torch_softmax.distributed.linear_shard_operators import HeadOptions
+from torch_softmax.distributed.loss import loss_of_rows, loss_terms, without_ignored
 from torch_softmax.distributed.shard_rows import GlobalRows
 from torch_softmax.functional.checks import as_loss_options
 from torch_softmax.functional.linear_call import LinearCall, as_linear_call
@@ -107,8 +107,8 @@ def _loss(call: LinearCall, shard: ClassShard, options: LossOptions) -> Tensor:
             *(_NAME, call.head, target, weight, ignored, shard, head_options),
             with_smoothing=options.label_smoothing > 0,
         )
-    loss = reduced_loss(rows, ignored, weight, shard.num_classes, denominator, options)
-    return loss.to(dtype)
+    args = (weight is not None, shard.num_classes, denominator, options)
+    return loss_of_rows(loss_terms(rows, ignored, *args), rows, options).to(dtype)
 
 
 def _dense_rows(

@@ -17,7 +17,7 @@ from torch_softmax.functional.checks import (
     check_strided,
     check_torch_options,
 )
-from torch_softmax.functional.kinds import autocast_widens, is_strided
+from torch_softmax.functional.kinds import autocast_widens, has_dtensor, is_strided
 
 
 class CrossEntropyStats(NamedTuple):
@@ -125,6 +125,12 @@ def cross_entropy(
     options = as_loss_options(
         "cross_entropy", ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale
     )
+    if has_dtensor(input, target, weight, denominator):
+        # imported with the first DTensor
+        from torch_softmax.distributed.dtensor_cross_entropy import dtensor_cross_entropy
+
+        tensors = (input, target, weight, denominator)
+        return dtensor_cross_entropy("cross_entropy", tensors, options, inplace, False)[0]
     if isinstance(input, Tensor) and not is_strided(input):
         check_torch_options("cross_entropy", input, options, denominator, inplace)
         return torch_cross_entropy(
@@ -210,6 +216,12 @@ def cross_entropy_with_stats(
     options = as_loss_options(
         name, ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale
     )
+    if has_dtensor(input, target, weight, denominator):
+        # imported with the first DTensor
+        from torch_softmax.distributed.dtensor_cross_entropy import dtensor_cross_entropy
+
+        tensors = (input, target, weight, denominator)
+        return CrossEntropyStats(*dtensor_cross_entropy(name, tensors, options, inplace, True))
     check_strided(name, input)
     check_cross_entropy_tensors(name, input, target, weight, options.ignore_index)
     denominator = as_denominator(name, denominator, options.reduction, input)

@@ -14,7 +14,7 @@ from torch_softmax.functional.checks import (
     check_floating,
     check_tensor,
 )
-from torch_softmax.functional.kinds import autocast_widens, is_strided
+from torch_softmax.functional.kinds import autocast_widens, has_dtensor, is_strided
 
 
 def softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -50,6 +50,11 @@ def softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor
         return torch.softmax(input, dim, dtype)
     dim = as_dim("softmax", input, dim)
     dtype = _softmax_dtype("softmax", input, dtype)
+    if has_dtensor(input):
+        # imported with the first DTensor
+        from torch_softmax.distributed.dtensor_softmax import dtensor_softmax
+
+        return dtensor_softmax("softmax", _as_floating(input, dtype), dim, dtype)
     return _ops.softmax(_as_floating(input, dtype), dim, dtype)
 
 
@@ -80,6 +85,11 @@ def log_softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Te
         return torch.log_softmax(input, dim, dtype)
     dim = as_dim("log_softmax", input, dim)
     dtype = _softmax_dtype("log_softmax", input, dtype)
+    if has_dtensor(input):
+        # imported with the first DTensor
+        from torch_softmax.distributed.dtensor_softmax import dtensor_softmax
+
+        return dtensor_softmax("log_softmax", _as_floating(input, dtype), dim, dtype)
     return _ops.log_softmax(_as_floating(input, dtype), dim, dtype)
 
 
