@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch.distributed.tensor.debug import CommDebugMode
 
 from sharded_classes import (
@@ -144,14 +143,6 @@ def test_vocab_parallel_linear_loss_of_a_frozen_input_reduces_nothing():
             replicated(head.x), linear_weight, replicated(TARGET), num_classes=10
         ).backward()
     assert communication.get_total_counts() == 1
-
-
-@pytest.fixture
-def one_rank():
-    """A group of this process alone, with the collectives of gloo."""
-    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("chunk_size", [None, 3])

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch.autograd import forward_ad
 from torch.distributed.tensor.debug import CommDebugMode
 
@@ -22,14 +21,6 @@ FUNCTIONS = [vocab_parallel_cross_entropy, vocab_parallel_cross_entropy_with_sta
 def ranks():
     with local_ranks() as mode:
         yield mode
-
-
-@pytest.fixture
-def one_rank():
-    """A group of this process alone, with the collectives of gloo."""
-    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
-    yield
-    dist.destroy_process_group()
 
 
 def loss_of(function, x, target=TARGET, **options):

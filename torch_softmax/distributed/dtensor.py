@@ -58,7 +58,7 @@ def sharding_of(function: str, input: Any, class_axis: int) -> Sharding:
         )
     axes: list[int | None] = []
     for placement in input.placements:
-        if type(placement) not in (Shard, Replicate):
+        if type(placement) is not Shard and type(placement) is not Replicate:
             raise ArgumentValueError(
                 f"{function} needs input with placements Shard and Replicate, "
                 f"got {input.placements}: redistribute it first"
@@ -98,7 +98,7 @@ def matching(
             f"got {x.device_mesh}"
         )
     for found, needed in zip(x.placements, wanted, strict=True):
-        if found not in (needed, Replicate()):
+        if found != needed and not found.is_replicate():
             raise ArgumentValueError(
                 f"{function} needs {argument} with placements {wanted} or Replicate beside this "
                 f"input, got {x.placements}"
