@@ -1,9 +1,8 @@
 """Heads that are sharded over the ranks of a mesh, for the processes of tests/distributed."""
 
 import torch
-import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
@@ -69,10 +68,3 @@ def train(mesh=None):
         optimizer.step()
         losses.append(loss if mesh is None else loss.full_tensor())
     return torch.stack(losses).detach()
-
-
-def results_of_dtensors():
-    """Losses of DTensors on four ranks, and the losses of a training on the first two."""
-    mesh = DeviceMesh("cpu", [0, 1])
-    losses = train(mesh) if dist.get_rank() < 2 else None
-    return losses_of_dtensors(), losses

@@ -6,8 +6,10 @@ import time
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from parallel_heads import losses_of_dtensors, train
 from sharded_classes import OPTIONS, UNEVEN
 from torch_softmax.distributed import (
     vocab_parallel_cross_entropy,
@@ -40,9 +42,17 @@ def cases():
         next(targets)
 
 
-def all_losses():
-    """Losses of all cases, collectives of three steps, another head's loss, a linear loss."""
-    return losses_of_cases(), *collectives_of_three_steps(), linear_loss()
+def all_results():
+    """What each program returned, by name."""
+    mesh = DeviceMesh("cpu", [0, 1])
+    return {
+        "cases": losses_of_cases(),
+        "collectives": collectives_of_three_steps(),
+        "penalty": penalized_gradient(vocab_parallel_cross_entropy),
+        "linear": linear_loss(),
+        "dtensors": losses_of_dtensors(),
+        "training": train(mesh) if dist.get_rank() < 2 else None,
+    }
 
 
 def losses_of_cases():
@@ -94,6 +104,17 @@ def collectives_of_three_steps():
     logits, target, _ = problem(other, "indices", False)
     loss = vocab_parallel_cross_entropy(logits.split(other, 1)[rank], target)
     return counts, loss
+
+
+def penalized_gradient(function):
+    """The gradient of a loss with a penalty of its gradient, where a rank may have no classes."""
+    logits, target, _ = problem(UNEVEN, "indices", False)
+    counts = UNEVEN if dist.is_initialized() else (sum(UNEVEN),)
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    x = logits.split(counts, 1)[rank].clone().requires_grad_()
+    loss = function(x, target, label_smoothing=0.1, z_loss=0.1)
+    (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+    return torch.autograd.grad(loss + gradient.square().sum(), x)[0]
 
 
 def linear_problem():

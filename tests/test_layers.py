@@ -186,7 +186,7 @@ def test_layers_import_only_lower_layers(layer):
     assert not upward
 
 
-@pytest.mark.parametrize(("module", "name"), LATE_IMPORTS)
+@pytest.mark.parametrize(("module", "name"), sorted(LATE_IMPORTS))
 def test_layers_reach_upward_only_by_a_late_import(module, name):
     tree = ast.parse(MODULES[module].read_text())
     at_once = set().union(*(imported_by(module, node) for node in tree.body))

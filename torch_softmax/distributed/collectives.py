@@ -14,8 +14,6 @@ _functional = torch.ops._c10d_functional
 
 def as_group(function: str, group: ProcessGroup | None) -> ProcessGroup:
     """``group``, or the default group for None."""
-    if not dist.is_available():
-        raise RuntimeError(f"{function} needs a PyTorch with torch.distributed")
     if group is None:
         if not dist.is_initialized():
             raise RuntimeError(f"{function} needs torch.distributed.init_process_group first")

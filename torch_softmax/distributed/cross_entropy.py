@@ -43,8 +43,9 @@ def vocab_parallel_cross_entropy(
 
     Every rank calls it with its own classes of the same rows, and all get the same loss, bit for
     bit. One gather of a few numbers per row is the only communication; backward has none. The
-    logits are read in their own dtype and never copied. Derivatives are those of reverse mode; a
-    second one raises RuntimeError.
+    logits are read in their own dtype and never copied. Derivatives are those of
+    reverse mode, of every order. A loss that each rank forms from its own gradient, such as a
+    gradient penalty, is one term of a sum over the ranks.
 
     Args:
         input_shard: Logits of this rank's classes, shape ``(rows, classes of this rank)``, with the

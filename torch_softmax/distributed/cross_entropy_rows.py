@@ -5,15 +5,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.distributed import ProcessGroup
 
 from torch_softmax import reference
 from torch_softmax.distributed.class_shard import ClassShard
-from torch_softmax.distributed.derivatives import (
-    check_single_gradient,
-    without_second_derivatives,
+from torch_softmax.distributed.gathered_rows import gather_shards, valid_classes
+from torch_softmax.distributed.row_gradients import (
+    as_row_gradients,
+    coefficients,
+    for_own_classes,
+    gradients_of_weights,
 )
-from torch_softmax.distributed.gathered_rows import coefficients, gather_shards, valid_classes
 from torch_softmax.distributed.shard_operators import (
+    differentiable_shard_backward,
     row_needs,
     shard_backward,
     shard_backward_inplace,
@@ -45,7 +49,8 @@ def vocab_parallel_rows(
     with torch.no_grad():
         gathered, shard = gather_shards(options.function, forward, shard, target)
     rows = VocabParallelRowsFunction.apply(
-        logits, target, weight, gathered, shard.first_class, shard.num_classes, options
+        *(logits, target, weight, gathered),
+        *(shard.group, shard.first_class, shard.num_classes, options),
     )
     return GlobalRows(*rows), shard
 
@@ -61,6 +66,7 @@ class VocabParallelRowsFunction(Function):
         target: Tensor,
         weight: Tensor | None,
         gathered: Tensor,
+        group: ProcessGroup,
         first_class: int,
         num_classes: int,
         options: RowOptions,
@@ -69,9 +75,8 @@ class VocabParallelRowsFunction(Function):
         is_class = valid_classes(target, num_classes)
         rows = global_rows(gathered, needs, logits.shape[:-1], is_class)
         ctx.first_class, ctx.options, ctx.needs = first_class, options, needs
-        ctx.mark_non_differentiable(
-            rows.prediction, rows.target_weight, rows.softmax_stats, rows.weight_sum
-        )
+        ctx.group = group
+        ctx.mark_non_differentiable(rows.prediction, rows.softmax_stats)
         # an unused output has gradient None, and backward leaves out its term
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(logits, target, weight, *rows)
@@ -79,31 +84,29 @@ class VocabParallelRowsFunction(Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        options, needs = ctx.options, ctx.needs
-        check_single_gradient(options.function, *gradients)
+        options = ctx.options
         logits, target, weight, *saved = ctx.saved_tensors
         rows = GlobalRows(*saved)
-        dnll, dsmooth, drow_weight, dlse, dentropy = gradients[:5]
-        # while tracing, torch.compile passes zeros for unused outputs, even for empty ones
-        dsmooth = dsmooth if needs.smooth else None
-        drow_weight = drow_weight if needs.row_weight else None
-        dentropy = dentropy if needs.entropy else None
-        with torch.no_grad():
-            dlogits = dtarget = dweight = None
-            if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-                cost = _cost(logits, rows, options)
-                inputs = (target, weight, ctx.first_class)
-                dtarget, dweight = _gradients_of_weights(cost, *inputs, dnll, dsmooth, drow_weight)
-            if ctx.needs_input_grad[0]:
-                factors = coefficients(rows, dnll, dsmooth, dlse, dentropy)
-                backward = _overwrite if options.inplace else shard_backward
-                dlogits = backward(
-                    logits,
-                    *(target, weight, ctx.first_class, rows.softmax_stats),
-                    *(*factors, options.logit_scale, options.softcap),
+        is_probability = target.is_floating_point()
+        of_rows = as_row_gradients(options.function, gradients, ctx.needs, is_probability)
+        backward = _overwrite if options.inplace else shard_backward
+        if torch.is_grad_enabled():
+            if options.inplace:
+                raise RuntimeError(
+                    f"{options.function} needs inplace=False for second derivatives, got True"
                 )
-        inputs = (dlogits, dtarget, dweight)
-        return (*without_second_derivatives(options.function, inputs), *[None] * 4)
+            rows, of_rows = for_own_classes(rows, of_rows, ctx.group)
+            backward = differentiable_shard_backward
+        dlogits = dtarget = dweight = None
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            cost = _cost(logits, rows, options)
+            dtarget, dweight = gradients_of_weights(cost, target, weight, ctx.first_class, of_rows)
+        if ctx.needs_input_grad[0]:
+            dlogits = backward(
+                *(logits, target, weight, ctx.first_class, rows.softmax_stats),
+                *(*coefficients(rows, of_rows), options.logit_scale, options.softcap),
+            )
+        return dlogits, dtarget, dweight, *[None] * 5
 
 
 def _overwrite(logits: Tensor, *args: Any) -> Tensor:
@@ -120,32 +123,3 @@ def _cost(logits: Tensor, rows: GlobalRows, options: RowOptions) -> Tensor:
     cost = (row_max - x) + log_sum_exp
     # 0 * inf would be NaN
     return cost.clamp(max=torch.finfo(cost.dtype).max)
-
-
-def _gradients_of_weights(
-    cost: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    first_class: int,
-    dnll: Tensor | None,
-    dsmooth: Tensor | None,
-    drow_weight: Tensor | None,
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of target probabilities and class weights; too rare for a kernel."""
-    dtarget = None
-    dweight = cost.new_zeros(cost.shape[-1])
-    if target.is_floating_point() and dnll is not None:
-        dweights = dnll.unsqueeze(-1) * cost
-        dtarget = (dweights if weight is None else dweights * weight).to(target.dtype)
-        dweight = dweight + _sum_over_rows(dweights * target)
-    if dsmooth is not None:
-        dweight = dweight + _sum_over_rows(dsmooth.unsqueeze(-1) * cost)
-    if drow_weight is not None:
-        classes = torch.arange(cost.shape[-1], device=cost.device) + first_class
-        is_target = target.unsqueeze(-1) == classes
-        dweight = dweight + _sum_over_rows(torch.where(is_target, drow_weight.unsqueeze(-1), 0))
-    return dtarget, None if weight is None else dweight.to(weight.dtype)
-
-
-def _sum_over_rows(x: Tensor) -> Tensor:
-    return x.sum(tuple(range(x.dim() - 1))) if x.dim() > 1 else x

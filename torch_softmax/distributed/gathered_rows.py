@@ -1,7 +1,4 @@
-"""One gather of what each rank knows of its rows, and the gradient formula's coefficients.
-
-The coefficients come from the gathered statistics, so backward needs no collective.
-"""
+"""One gather of what each rank knows of its rows."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +8,7 @@ from torch import Tensor
 
 from torch_softmax.distributed.class_shard import ClassShard, checked_shard
 from torch_softmax.distributed.collectives import all_gather
-from torch_softmax.distributed.shard_rows import GlobalRows, layout_of_ranks
+from torch_softmax.distributed.shard_rows import layout_of_ranks
 
 
 def gather_shards(
@@ -49,23 +46,3 @@ def _check_classes(function: str, target: Tensor, shard: ClassShard) -> None:
             f"{function} needs target in [0, {shard.num_classes}) or equal to ignore_index, "
             f"got {target[~is_class][0].item()}"
         )
-
-
-def coefficients(
-    rows: GlobalRows,
-    dnll: Tensor | None,
-    dsmooth: Tensor | None,
-    dlse: Tensor | None,
-    dentropy: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """``a``, ``b``, ``s`` and ``e`` of ``reference.cross_entropy_backward``."""
-    b = torch.zeros_like(rows.lse) if dnll is None else dnll
-    # NaN for a target that is no class
-    a = b * rows.target_weight
-    if dsmooth is not None:
-        a = a + dsmooth * rows.weight_sum
-    if dlse is not None:
-        a = a + dlse
-    if dentropy is not None:
-        a = a - dentropy * rows.entropy
-    return a, b, dsmooth, dentropy

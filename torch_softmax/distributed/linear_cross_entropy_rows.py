@@ -12,13 +12,15 @@ from torch.autograd import Function
 from torch.distributed import ProcessGroup
 
 from torch_softmax._ops import LinearHead
+from torch_softmax._ops.linear_rows import classes_last, losses_per_row
 from torch_softmax.distributed.class_shard import ClassShard
-from torch_softmax.distributed.collectives import start_all_reduce, wait
-from torch_softmax.distributed.derivatives import (
-    check_single_gradient,
-    without_second_derivatives,
+from torch_softmax.distributed.collectives import (
+    start_all_reduce,
+    summed_over_ranks,
+    wait,
+    with_summed_gradient,
 )
-from torch_softmax.distributed.gathered_rows import coefficients, gather_shards, valid_classes
+from torch_softmax.distributed.gathered_rows import gather_shards, valid_classes
 from torch_softmax.distributed.linear_shard_operators import (
     HeadOptions,
     linear_shard_backward,
@@ -26,7 +28,12 @@ from torch_softmax.distributed.linear_shard_operators import (
     linear_shard_backward_input,
     linear_shard_forward,
 )
-from torch_softmax.distributed.shard_operators import row_needs
+from torch_softmax.distributed.row_gradients import (
+    as_row_gradients,
+    coefficients,
+    for_own_classes,
+)
+from torch_softmax.distributed.shard_operators import differentiable_shard_backward, row_needs
 from torch_softmax.distributed.shard_rows import GlobalRows, global_rows
 
 
@@ -84,8 +91,8 @@ class VocabParallelLinearRowsFunction(Function):
         rows = global_rows(gathered, needs, batch, is_class)
         ctx.group, ctx.first_class, ctx.options = group, first_class, options
         ctx.needs, ctx.function = needs, function
-        not_differentiable = (rows.row_weight, rows.entropy, rows.prediction, rows.target_weight)
-        ctx.mark_non_differentiable(*not_differentiable, rows.softmax_stats, rows.weight_sum)
+        constant = (rows.row_weight, rows.entropy, rows.prediction, rows.target_weight)
+        ctx.mark_non_differentiable(*constant, rows.softmax_stats, rows.weight_sum)
         # an unused output has gradient None, and backward leaves out its term
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, linear_weight, linear_bias, target, weight, ignored, *rows)
@@ -93,23 +100,50 @@ class VocabParallelLinearRowsFunction(Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        check_single_gradient(ctx.function, *gradients)
         tensors, rows = ctx.saved_tensors[:6], GlobalRows(*ctx.saved_tensors[6:])
-        dnll, dsmooth, _, dlse = gradients[:4]
-        # while tracing, torch.compile passes zeros for unused outputs, even for empty ones
-        dsmooth = dsmooth if ctx.needs.smooth else None
+        is_probability = tensors[3].is_floating_point()
+        of_rows = as_row_gradients(ctx.function, gradients, ctx.needs, is_probability)
         needed = list(ctx.needs_input_grad[:3])
-        with torch.no_grad():
-            a, b, s, _ = coefficients(rows, dnll, dsmooth, dlse, None)
-            args = (*tensors, ctx.first_class, *ctx.options, rows.softmax_stats, a, b, s, needed)
-            head_gradients = _head_gradients(ctx.group, args, needed)
-        refused = without_second_derivatives(ctx.function, head_gradients)
-        return (*refused, *[None] * 10)
+        if torch.is_grad_enabled():
+            rows, of_rows = for_own_classes(rows, of_rows, ctx.group)
+            factors = (rows.softmax_stats, *coefficients(rows, of_rows))
+            args = (ctx.first_class, factors, ctx.options)
+            head_gradients = _differentiable_head_gradients(ctx.group, tensors, *args)
+        else:
+            a, b, s, _ = coefficients(rows, of_rows)
+            rest = (*ctx.options, rows.softmax_stats, a, b, s, needed)
+            head_gradients = _head_gradients(ctx.group, (*tensors, ctx.first_class, *rest), needed)
+        pairs = zip(head_gradients, needed, strict=True)
+        results: tuple[Any, ...] = tuple(y if is_needed else None for y, is_needed in pairs)
+        return (*results, *[None] * 10)
+
+
+def _differentiable_head_gradients(
+    group: ProcessGroup,
+    tensors: tuple[Any, ...],
+    first_class: int,
+    factors: tuple[Any, ...],
+    options: HeadOptions,
+) -> tuple[Tensor, ...]:
+    """The same as :func:`_head_gradients`, in PyTorch's operators, with all logits of the rank."""
+    x, linear_weight, bias, target, weight, _ = tensors
+    # each rank multiplies x with its own weight, and its own gradient with x
+    x = with_summed_gradient(x, group)
+    logits = LinearHead(x, linear_weight, bias, options.logits_dtype).dense_logits()
+    rows = classes_last(logits, target)
+    scaling = (options.logit_scale, options.softcap)
+    dlogits = differentiable_shard_backward(
+        rows, target, weight, first_class, *factors, *scaling
+    ).to(x.dtype)
+    if losses_per_row(target):
+        dlogits = dlogits.transpose(1, 2).flatten(1)
+    dx = summed_over_ranks(dlogits @ linear_weight, group)
+    return dx, dlogits.t() @ x, dlogits.sum(0)
 
 
 def _head_gradients(
     group: ProcessGroup, args: tuple[Any, ...], needed: list[bool]
-) -> tuple[Tensor | None, ...]:
+) -> tuple[Tensor, ...]:
     """The gradients of x, summed over the ranks, of this rank's weight and of its bias."""
     if torch.compiler.is_compiling():
         gradients = linear_shard_backward(*args)
@@ -121,7 +155,4 @@ def _head_gradients(
         linear_shard_backward_head(*last, weight_sum, bias_sum, needed)
         dtype = args[1].dtype
         gradients = (dx, weight_sum.to(dtype), bias_sum.to(dtype))
-    dx = wait(dx) if needed[0] else dx
-    return tuple(
-        y if is_needed else None for y, is_needed in zip((dx, *gradients[1:]), needed, strict=True)
-    )
+    return (wait(dx) if needed[0] else dx, *gradients[1:])
