@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed._local_tensor import LocalIntNode, LocalTensor, LocalTensorMode
@@ -11,6 +12,10 @@ N_RANKS = 4
 # classes of each rank: chunks of equal size, chunks that end early, other layouts
 EQUAL, CHUNKS, ENDING = (3, 3, 3, 3), (3, 3, 3, 1), (2, 2, 1, 0)
 UNEVEN = (4, 0, 1, 6)
+# a layout with an empty shard stands for the others
+LAYOUTS = [ENDING, UNEVEN] + [
+    pytest.param(counts, marks=pytest.mark.exhaustive) for counts in (EQUAL, CHUNKS)
+]
 OPTIONS = {
     "none": {"reduction": "none"},
     "sum": {"reduction": "sum"},
@@ -84,7 +89,7 @@ def same_on_all_ranks(x):
 
 def seeds_like(y):
     """A gradient of ``y`` with a different number for each element, of both signs."""
-    return 1.5 * torch.arange(y.numel()).view(y.shape).cos().to(y) - 0.5
+    return 1.5 * torch.arange(y.numel(), device=y.device).view(y.shape).cos().to(y) - 0.5
 
 
 def unsharded(function, logits, target, weight=None, **options):

@@ -5,14 +5,12 @@ import torch
 import torch.nn.functional as F
 
 from numerics import assert_as_accurate_as_torch
-from sharded_classes import CHUNKS, ENDING, EQUAL, OPTIONS, UNEVEN, sharded, unsharded
+from sharded_classes import CHUNKS, ENDING, LAYOUTS, OPTIONS, UNEVEN, sharded, unsharded
 from torch_softmax import cross_entropy, cross_entropy_with_stats
 from torch_softmax.distributed import (
     vocab_parallel_cross_entropy,
     vocab_parallel_cross_entropy_with_stats,
 )
-
-LAYOUTS = [EQUAL, CHUNKS, ENDING, UNEVEN]
 
 
 def rows(n_classes, kind, shape=(7,), dtype=torch.double):
@@ -47,7 +45,7 @@ def test_vocab_parallel_loss_and_gradients_are_the_unsharded_ones(options, count
 @pytest.mark.parametrize("counts", [CHUNKS, ENDING, UNEVEN], ids=str)
 @pytest.mark.parametrize("option", ["none", "smoothing", "all"])
 def test_vocab_parallel_loss_of_kernels_is_the_unsharded_one(option, counts, kernel_device):
-    args = rows(sum(counts), "indices")
+    args = [x.to(kernel_device) for x in rows(sum(counts), "indices")]
     actual = sharded(vocab_parallel_cross_entropy, counts, *args, **OPTIONS[option])
     expected = unsharded(cross_entropy, *args, **OPTIONS[option])
     assert_close(actual, (list(expected[0]), list(expected[1])))

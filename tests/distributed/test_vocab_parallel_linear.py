@@ -6,8 +6,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 
 from sharded_classes import (
     CHUNKS,
-    ENDING,
-    EQUAL,
+    LAYOUTS,
     OPTIONS,
     UNEVEN,
     layout,
@@ -62,7 +61,7 @@ def assert_close(actual, expected):
 
 
 @pytest.mark.parametrize("chunk_size", [None, 3])
-@pytest.mark.parametrize("counts", [EQUAL, CHUNKS, ENDING, UNEVEN], ids=str)
+@pytest.mark.parametrize("counts", LAYOUTS, ids=str)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_vocab_parallel_linear_loss_is_the_unsharded_one(options, counts, chunk_size):
     head = Head(sum(counts))

@@ -142,6 +142,21 @@ def test_vocab_parallel_loss_compiles_to_one_graph(reduction, one_rank):
     torch.testing.assert_close(results[1], results[0])
 
 
+@pytest.mark.parametrize("target", [-1, 10])
+def test_vocab_parallel_loss_of_an_invalid_class_is_nan_where_it_is_not_checked(target, one_rank):
+    def loss(x, targets):
+        return vocab_parallel_cross_entropy(x, targets, num_classes=10, reduction="none")
+
+    torch._dynamo.reset()
+    x, targets = LOGITS.clone().requires_grad_(), TARGET.clone()
+    targets[1] = target
+    y = torch.compile(loss, backend="aot_eager", fullgraph=True)(x, targets)
+    y.sum().backward()
+    is_invalid = targets == target
+    assert torch.equal(y.isnan(), is_invalid)
+    assert torch.equal(x.grad.isnan(), is_invalid.unsqueeze(1).expand_as(x))
+
+
 def test_vocab_parallel_loss_needs_a_process_group():
     with pytest.raises(RuntimeError, match=r"needs torch.distributed.init_process_group first"):
         vocab_parallel_cross_entropy(LOGITS, TARGET)

@@ -26,7 +26,7 @@ def softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor
 
     Args:
         input: Logits, any shape; float16, bfloat16, float32 or float64; any real dtype if ``dtype``
-            is given.
+            is given. A DTensor may be sharded along any axis, and the result is like it.
         dim: Axis along which the result sums to 1.
         dtype: Dtype of the result; None keeps that of ``input``.
 
