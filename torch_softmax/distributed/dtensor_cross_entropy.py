@@ -14,7 +14,13 @@ from torch_softmax.distributed.class_shard import ClassShard
 from torch_softmax.distributed.collectives import summed_over_ranks
 from torch_softmax.distributed.cross_entropy_rows import RowOptions, vocab_parallel_rows
 from torch_softmax.distributed.derivatives import check_reverse_mode
-from torch_softmax.distributed.dtensor import as_dtensor, local_tensor, matching, sharding_of
+from torch_softmax.distributed.dtensor import (
+    Sharding,
+    as_dtensor,
+    local_tensor,
+    matching,
+    sharding_of,
+)
 from torch_softmax.distributed.loss import loss_of_rows, loss_terms, without_ignored
 from torch_softmax.distributed.shard_rows import GlobalRows
 from torch_softmax.functional.checks import (
@@ -39,52 +45,65 @@ def dtensor_cross_entropy(
     the sum of sharded rows is partial, and what each row has is sharded as the rows are.
     """
     input, target, weight, denominator = tensors
+    if inplace:
+        raise ArgumentValueError(f"{function} needs inplace=False for a DTensor, got True")
     check_tensor(function, "input", input)
     check_tensor(function, "target", target)
     class_axis = min(input.dim() - 1, 1)
     sharding = sharding_of(function, input, class_axis)
     check_cross_entropy_tensors(function, input, target, weight, options.ignore_index)
-    if inplace:
-        raise ArgumentValueError(f"{function} needs inplace=False for a DTensor, got True")
     if isinstance(denominator, DTensor):
         denominator = denominator.full_tensor()
     denominator = as_denominator(function, denominator, options.reduction, input)
-    # the axes of the rows, by those of the input
-    row_axes = {i: i - (i > class_axis) for i in range(input.dim()) if i != class_axis}
-    target_axes = {i: i for i in range(input.dim())} if target.is_floating_point() else row_axes
-    target = matching(function, "target", target, sharding, target_axes)
-    if weight is not None:
-        weight = matching(function, "weight", weight, sharding, {class_axis: 0})
-    logits = local_tensor(input)  # type: ignore[arg-type]
+    local = _local_tensors(function, input, target, weight, sharding, class_axis)
     shard = sharding.class_shard(class_axis, input.shape[class_axis])
-    local = (
-        class_axis_last(logits),
-        class_axis_last(target) if target.is_floating_point() else target,
-        None if weight is None else weight.to(compute_dtype(logits.dtype)),
-    )
     if shard is None:
-        loss, local_denominator, rows = _loss_of_rows(*local, options, with_entropy)
+        result = _loss_of_rows(*local, options, with_entropy)
     else:
-        loss, local_denominator, rows = _loss_of_shard(
-            function, *local, shard, options, with_entropy
-        )
+        result = _loss_of_shard(function, *local, shard, options, with_entropy)
+    row_axes = _row_axes(input, class_axis)
     placements = sharding.placements(row_axes)
-    shape: tuple[int, ...] = ()
     row_shape = tuple(input.shape[i] for i in row_axes)
     statistics = []
-    if with_entropy and rows is not None:
-        of_rows = (rows.lse, rows.entropy, rows.prediction)
+    if with_entropy and result.rows is not None:
+        of_rows = (result.rows.lse, result.rows.entropy, result.rows.prediction)
         statistics = [as_dtensor(y, sharding, placements, row_shape) for y in of_rows]
-    if options.reduction == "none":
-        shape = row_shape
-    elif options.reduction == "sum":
+    loss, shape = result.loss, row_shape if options.reduction == "none" else ()
+    if options.reduction == "sum":
         placements = tuple(Replicate() if p.is_replicate() else Partial() for p in placements)
-    else:
+    elif options.reduction == "mean":
         groups = sharding.groups_except(class_axis)
-        loss = _global_mean(loss, local_denominator, denominator, groups)
+        loss = _global_mean(loss, result.denominator, denominator, groups)
         placements = (Replicate(),) * len(placements)
-    loss = as_dtensor(loss.to(loss_dtype(logits)), sharding, placements, shape)
+    loss = as_dtensor(loss.to(loss_dtype(local[0])), sharding, placements, shape)
     return loss, *statistics
+
+
+def _row_axes(input: Tensor, class_axis: int) -> dict[int, int]:
+    """The axes of the rows, by those of the input."""
+    return {i: i - (i > class_axis) for i in range(input.dim()) if i != class_axis}
+
+
+def _local_tensors(
+    function: str,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    sharding: Sharding,
+    class_axis: int,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """This rank's part of logits and target, with the class axis last, and of the class weights."""
+    logits = class_axis_last(local_tensor(input))  # type: ignore[arg-type]
+    if target.is_floating_point():
+        all_axes = {i: i for i in range(input.dim())}
+        target = class_axis_last(matching(function, "target", target, sharding, all_axes))
+    else:
+        row_axes = _row_axes(input, class_axis)
+        target = matching(function, "target", target, sharding, row_axes)
+    if weight is not None:
+        weight = matching(function, "weight", weight, sharding, {class_axis: 0})
+        weight = weight.to(compute_dtype(logits.dtype))
+    return logits, target, weight
 
 
 class _LocalLoss(NamedTuple):

@@ -69,10 +69,8 @@ def cross_entropy(
 
     Args:
         input: Logits x, shape ``(classes,)``, ``(rows, classes)`` or ``(rows, classes, d1, ...)``;
-            float16, bfloat16, float32 or float64. A DTensor may be sharded by classes, by rows, or
-            by both. Then ``target`` and ``weight`` are whole plain tensors or DTensors that match,
-            and the loss is a DTensor: a copy on all ranks for ``"mean"``, sharded as the rows are
-            for ``"none"``.
+            float16, bfloat16, float32 or float64. A DTensor may be sharded by classes and by rows;
+            then plain ``target`` and ``weight`` are whole ones, and the loss is a DTensor.
         target: Class of each row, in the shape of ``input`` without its class axis; any integer
             type, in ``[0, classes)`` or ``ignore_index``. On a GPU an invalid class makes the loss
             and gradient of its row NaN, because a check would have to wait for the device. Or
