@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
@@ -98,6 +98,15 @@ def test_dtensor_statistics_are_the_unsharded_ones(sharding):
     actual = torch_softmax.cross_entropy_with_stats(logits, TARGET, z_loss=0.1)
     expected = torch_softmax.cross_entropy_with_stats(LOGITS, TARGET, z_loss=0.1)
     assert_close([value(x) for x in actual], list(expected))
+
+
+def test_dtensor_loss_of_a_mesh_that_lists_its_ranks_in_another_order():
+    mesh = DeviceMesh("cpu", [2, 0, 3, 1])
+    logits = distribute_tensor(replicated(LOGITS), mesh, [Shard(1)])
+    stats = torch_softmax.cross_entropy_with_stats(logits, TARGET)
+    assert_close(value(logits), LOGITS)
+    assert_close(value(stats.loss), torch_softmax.cross_entropy(LOGITS, TARGET))
+    assert_close(value(stats.prediction), LOGITS.argmax(1))
 
 
 def test_dtensor_loss_has_the_placements_of_its_rows():

@@ -9,7 +9,6 @@ from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
-from torch_softmax.distributed.class_shard import ClassShard
 from torch_softmax.functional.checks import ArgumentTypeError, ArgumentValueError
 
 
@@ -37,16 +36,9 @@ class Sharding(NamedTuple):
             if sharded not in (None, axis)
         ]
 
-    def class_shard(self, axis: int, num_classes: int) -> ClassShard | None:
-        """The part of the class axis on this rank; None if the rank has all of it."""
-        if axis not in self.axes:
-            return None
-        i = self.axes.index(axis)
-        size = -(-num_classes // self.mesh.size(i))
-        # the coordinate, not the rank in the group: a mesh may list its ranks in any order
-        coordinate: Any = self.mesh.get_coordinate()
-        first: Any = torch.sym_min(coordinate[i] * size, num_classes)
-        return ClassShard(self.mesh.get_group(i), first, num_classes)
+    def group_of(self, axis: int) -> ProcessGroup | None:
+        """The group that shards an axis; None if the rank has all of it."""
+        return self.mesh.get_group(self.axes.index(axis)) if axis in self.axes else None
 
 
 def sharding_of(function: str, input: Any, class_axis: int) -> Sharding:

@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate
 from torch_softmax import _ops, reference
 from torch_softmax._layout import RowOutputs, compute_dtype
 from torch_softmax._options import LossOptions
-from torch_softmax.distributed.class_shard import ClassShard
+from torch_softmax.distributed.class_shard import ClassShard, as_class_shard
 from torch_softmax.distributed.collectives import summed_over_ranks
 from torch_softmax.distributed.cross_entropy_rows import RowOptions, vocab_parallel_rows
 from torch_softmax.distributed.derivatives import check_reverse_mode
@@ -56,10 +56,13 @@ def dtensor_cross_entropy(
         denominator = denominator.full_tensor()
     denominator = as_denominator(function, denominator, options.reduction, input)
     local = _local_tensors(function, input, target, weight, sharding, class_axis)
-    shard = sharding.class_shard(class_axis, input.shape[class_axis])
-    if shard is None:
+    group = sharding.group_of(class_axis)
+    if group is None:
         result = _loss_of_rows(*local, options, with_entropy)
     else:
+        # in the order of the group, as collectives put shards together
+        n_local, num_classes = local[0].shape[-1], input.shape[class_axis]
+        shard = as_class_shard(function, group, n_local, num_classes, None)
         result = _loss_of_shard(function, *local, shard, options, with_entropy)
     row_axes = _row_axes(input, class_axis)
     placements = sharding.placements(row_axes)

@@ -26,8 +26,8 @@ def dtensor_softmax(function: str, input: Any, dim: int, dtype: torch.dtype) -> 
     dim = dim % max(input.dim(), 1)
     sharding = sharding_of(function, input, dim)
     x, is_log = local_tensor(input), function == "log_softmax"
-    if dim in sharding.axes:
-        group = sharding.mesh.get_group(sharding.axes.index(dim))
+    group = sharding.group_of(dim)
+    if group is not None:
         y = _ShardedSoftmaxFunction.apply(x, dim, dtype, is_log, group)
     else:
         y = (_ops.log_softmax if is_log else _ops.softmax)(x, dim, dtype)
