@@ -142,6 +142,14 @@ def test_vocab_parallel_loss_compiles_to_one_graph(reduction, one_rank):
     torch.testing.assert_close(results[1], results[0])
 
 
+def test_vocab_parallel_loss_asks_for_the_layout_outside_compiled_regions(one_rank):
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="needs num_classes under"):
+        torch.compile(vocab_parallel_cross_entropy, backend="eager", fullgraph=True)(LOGITS, TARGET)
+    loss = torch.compile(vocab_parallel_cross_entropy, backend="eager")(LOGITS, TARGET)
+    torch.testing.assert_close(loss, cross_entropy(LOGITS, TARGET))
+
+
 @pytest.mark.parametrize("target", [-1, 10])
 def test_vocab_parallel_loss_of_an_invalid_class_is_nan_where_it_is_not_checked(target, one_rank):
     def loss(x, targets):
