@@ -45,6 +45,13 @@ LAYERS = {
         "torch_softmax._options",
         "torch_softmax._layout",
     },
+    "torch_softmax.distributed": {
+        "torch_softmax.functional",
+        "torch_softmax._ops",
+        "torch_softmax.reference",
+        "torch_softmax._options",
+        "torch_softmax._layout",
+    },
     "torch_softmax.modules": {"torch_softmax.functional"},
     "torch_softmax.patching": {"torch_softmax.functional", "torch_softmax.modules"},
     "torch_softmax.benchmark": {
@@ -73,12 +80,17 @@ LAYERS = {
         "torch_softmax.uncertainty",
     },
 }
-# imports inside functions: the kernels are imported with the first tensor that needs them, and the
-# suite of benchmarks measures them without clusters
-LATE_IMPORTS = (
+# imports inside functions: the first tensor that needs them imports the kernels, and the code for
+# DTensors; the suite of benchmarks measures the kernels without clusters
+LATE_IMPORTS = {
     ("torch_softmax._ops.registration", "torch_softmax._launch"),
+    (
+        "torch_softmax.functional.cross_entropy",
+        "torch_softmax.distributed.dtensor_cross_entropy",
+    ),
+    ("torch_softmax.functional.softmax", "torch_softmax.distributed.dtensor_softmax"),
     ("torch_softmax.benchmark.suite", "torch_softmax._launch.clusters"),
-)
+}
 
 # imports inside functions: plots, the progress bar and the measured packages
 BENCHMARK_IMPORTS = {"cut_cross_entropy", "liger_kernel", "matplotlib", "quack", "tqdm"}
@@ -175,8 +187,8 @@ def test_layers_import_only_lower_layers(layer):
     assert not upward
 
 
-@pytest.mark.parametrize(("module", "name"), LATE_IMPORTS)
-def test_layers_reach_the_kernels_only_by_a_late_import(module, name):
+@pytest.mark.parametrize(("module", "name"), sorted(LATE_IMPORTS))
+def test_layers_reach_upward_only_by_a_late_import(module, name):
     tree = ast.parse(MODULES[module].read_text())
     at_once = set().union(*(imported_by(module, node) for node in tree.body))
     assert name in late_imports(module), f"{module} imports {name} no more: drop the exception"

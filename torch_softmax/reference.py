@@ -77,7 +77,7 @@ def cross_entropy_forward(
         ``target_weight`` for class indices, ``entropy`` and ``prediction`` unless ``with_entropy``.
     """
     x = apply_softcap(logits, logit_scale, softcap)
-    softmax_stats = _softmax_stats(x)
+    softmax_stats = row_softmax_stats(x)
     row_max, log_sum_exp = softmax_stats.unbind(-1)
     cost = -_log_probabilities(x)
     # three tensors, because an operator must not return one twice
@@ -212,7 +212,7 @@ def loss_terms(
     if smoothing > 0 and class_weight is None:
         class_weight = logits.new_ones(n_classes, dtype=dtype) if weight is None else weight
     if options.reduction == "mean" and denominator is None:
-        denominator = _mean_denominator(logits, row_weight, ignored)
+        denominator = mean_denominator(logits, row_weight, ignored)
     terms = LossTerms(
         row_weight=row_weight,
         ignored=ignored,
@@ -224,7 +224,7 @@ def loss_terms(
     return target, class_weight, terms
 
 
-def _mean_denominator(logits: Tensor, row_weight: Tensor | None, ignored: Tensor | None) -> Tensor:
+def mean_denominator(logits: Tensor, row_weight: Tensor | None, ignored: Tensor | None) -> Tensor:
     """The denominator of the mean, as a tensor: reading its value would stop the stream."""
     if ignored is None:
         # math.prod, because Size.numel() specializes symbolic sizes
@@ -347,7 +347,7 @@ def _widened(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(torch.promote_types(compute_dtype(x.dtype), compute_dtype(dtype)))
 
 
-def _softmax_stats(x: Tensor) -> Tensor:
+def row_softmax_stats(x: Tensor) -> Tensor:
     """row_max and log_sum_exp; row_max is 0 for a row of -inf, because -inf - -inf is NaN."""
     if x.shape[-1] == 0:
         return torch.stack([x.sum(-1), x.sum(-1).log()], -1)
@@ -357,7 +357,7 @@ def _softmax_stats(x: Tensor) -> Tensor:
 
 
 def _log_probabilities(x: Tensor) -> Tensor:
-    softmax_stats = _softmax_stats(x)
+    softmax_stats = row_softmax_stats(x)
     return (x - softmax_stats[..., :1]) - softmax_stats[..., 1:]
 
 

@@ -72,6 +72,8 @@ def test_opcheck_covers_every_operator():
         for schema in torch._C._jit_get_all_schemas()
         if schema.name.startswith("torch_softmax::")
     }
+    # registered with torch_softmax.distributed, which another test of this process may import
+    registered = {name for name in registered if not name.startswith("vocab_shard_")}
     samples = operator_arguments("cpu") | linear_operator_arguments("cpu")
     assert registered == set(samples)
 

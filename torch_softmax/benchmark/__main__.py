@@ -19,6 +19,7 @@ from torch_softmax.benchmark.cases import DTYPES, MODES, OPERATORS, cases_of, sh
 from torch_softmax.benchmark.cpu import Cpu
 from torch_softmax.benchmark.cuda import Cuda
 from torch_softmax.benchmark.measure import Machine, measure
+from torch_softmax.benchmark.plan import DEFAULT_FILE, plan_table
 from torch_softmax.benchmark.plot import check_plot_file, plot
 from torch_softmax.benchmark.providers import OWN, PEERS, providers_of
 from torch_softmax.benchmark.report import Report, versions
@@ -78,10 +79,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--json", type=file_to_write, help="write what was measured, case by case")
     parser.add_argument("--plot", type=file_to_write, help="write a picture: .png, .svg, .pdf, ...")
     parser.add_argument("--from-json", type=Path, help="measure nothing: what --json once wrote")
+    of_plan = "measure nothing: what a head of many classes takes on 1 to 1,024 GPUs"
+    parser.add_argument("--plan", action="store_true", help=of_plan)
     options = parser.parse_args(argv)
     given = [action.dest for action in run._group_actions if getattr(options, action.dest)]
-    if options.from_json and given:
-        parser.error(f"argument --from-json: measures nothing, got --{given[0]} beside it")
+    for flag in ("from_json", "plan"):
+        if getattr(options, flag) and given:
+            name = flag.replace("_", "-")
+            parser.error(f"argument --{name}: measures nothing, got --{given[0]} beside it")
+    if options.plan and options.plot:
+        parser.error("argument --plan: is a table, got --plot beside it")
     return options
 
 
@@ -89,7 +96,7 @@ def command_of(options: argparse.Namespace) -> str:
     """The command that repeats the measurement."""
     words = [COMMAND]
     for name, value in vars(options).items():
-        if value is not None and name not in ("json", "plot", "from_json"):
+        if value is not None and name not in ("json", "plot", "from_json", "plan"):
             values = value if isinstance(value, list) else [value]
             words += [f"--{name}", *map(str, values)]
     # COMMAND is several words, so it is not quoted
@@ -170,6 +177,10 @@ def main(argv: Sequence[str] | None = None) -> Report:
     options = parse(argv)
     if options.plot:
         check_plot_file(options.plot)
+    if options.plan:
+        report = Report.load(options.from_json or DEFAULT_FILE)
+        print(plan_table(report))
+        return report
     report = Report.load(options.from_json) if options.from_json else measured(options)
     print(table(report))
     if options.plot:

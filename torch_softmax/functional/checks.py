@@ -120,7 +120,12 @@ def _kind(x: Tensor) -> str:
 
 
 def check_cross_entropy_tensors(
-    function: str, input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int
+    function: str,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    min_classes: int = 1,
 ) -> None:
     """Raise unless dtypes, shapes and devices of the tensors agree."""
     if _are_rows_of_classes(input, target) and weight is None:
@@ -131,7 +136,7 @@ def check_cross_entropy_tensors(
     size = input.shape
     if not size:
         raise ArgumentValueError(f"{function} needs input to have a class axis, got a scalar")
-    if size[1 if len(size) > 1 else 0] == 0:
+    if size[1 if len(size) > 1 else 0] < min_classes:
         raise ArgumentIndexError(
             f"{function} needs input with at least one class, got shape {tuple(size)}"
         )

@@ -17,7 +17,7 @@ from torch_softmax.functional.checks import (
     check_strided,
     check_torch_options,
 )
-from torch_softmax.functional.kinds import autocast_widens, is_strided
+from torch_softmax.functional.kinds import autocast_widens, has_dtensor, is_strided
 
 
 class CrossEntropyStats(NamedTuple):
@@ -69,7 +69,8 @@ def cross_entropy(
 
     Args:
         input: Logits x, shape ``(classes,)``, ``(rows, classes)`` or ``(rows, classes, d1, ...)``;
-            float16, bfloat16, float32 or float64.
+            float16, bfloat16, float32 or float64. A DTensor may be sharded by classes and by rows;
+            then plain ``target`` and ``weight`` are whole ones, and the loss is a DTensor.
         target: Class of each row, in the shape of ``input`` without its class axis; any integer
             type, in ``[0, classes)`` or ``ignore_index``. On a GPU an invalid class makes the loss
             and gradient of its row NaN, because a check would have to wait for the device. Or
@@ -125,6 +126,12 @@ def cross_entropy(
     options = as_loss_options(
         "cross_entropy", ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale
     )
+    if has_dtensor(input, target, weight, denominator):
+        # imported with the first DTensor
+        from torch_softmax.distributed.dtensor_cross_entropy import dtensor_cross_entropy
+
+        tensors = (input, target, weight, denominator)
+        return dtensor_cross_entropy("cross_entropy", tensors, options, inplace, False)[0]
     if isinstance(input, Tensor) and not is_strided(input):
         check_torch_options("cross_entropy", input, options, denominator, inplace)
         return torch_cross_entropy(
@@ -139,9 +146,9 @@ def cross_entropy(
     denominator = as_denominator("cross_entropy", denominator, options.reduction, input)
     # torch.compile plans memory itself
     inplace = inplace and not torch.compiler.is_compiling()
-    logits = _class_axis_last(_donated(input) if inplace else input)
-    target = _class_axis_last(target) if target.is_floating_point() else target
-    args = (logits, target, weight, denominator, options, _loss_dtype(input))
+    logits = class_axis_last(donated(input) if inplace else input)
+    target = class_axis_last(target) if target.is_floating_point() else target
+    args = (logits, target, weight, denominator, options, loss_dtype(input))
     return _ops.cross_entropy_loss(*args, inplace)
 
 
@@ -210,23 +217,31 @@ def cross_entropy_with_stats(
     options = as_loss_options(
         name, ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale
     )
+    if has_dtensor(input, target, weight, denominator):
+        # imported with the first DTensor
+        from torch_softmax.distributed.dtensor_cross_entropy import dtensor_cross_entropy
+
+        tensors = (input, target, weight, denominator)
+        return CrossEntropyStats(*dtensor_cross_entropy(name, tensors, options, inplace, True))
     check_strided(name, input)
     check_cross_entropy_tensors(name, input, target, weight, options.ignore_index)
     denominator = as_denominator(name, denominator, options.reduction, input)
     # torch.compile plans memory itself
     inplace = inplace and not torch.compiler.is_compiling()
-    logits = _class_axis_last(_donated(input) if inplace else input)
-    target = _class_axis_last(target) if target.is_floating_point() else target
-    args = (logits, target, weight, denominator, options, _loss_dtype(input))
+    logits = class_axis_last(donated(input) if inplace else input)
+    target = class_axis_last(target) if target.is_floating_point() else target
+    args = (logits, target, weight, denominator, options, loss_dtype(input))
     loss, rows = _ops.cross_entropy_with_rows(*args, True, inplace)
     return CrossEntropyStats(loss, rows.lse, rows.entropy, rows.prediction)
 
 
-def _class_axis_last(x: Tensor) -> Tensor:
+def class_axis_last(x: Tensor) -> Tensor:
+    """``x`` with class axis 1 moved to the end; a matrix has it there."""
     return x.movedim(1, -1) if x.dim() > 2 else x
 
 
-def _donated(input: Tensor) -> Tensor:
+def donated(input: Tensor) -> Tensor:
+    """``input``, or an alias of it to overwrite by its gradient."""
     if not (torch.is_grad_enabled() and input.requires_grad):
         return input
     if input.is_neg():
@@ -236,13 +251,13 @@ def _donated(input: Tensor) -> Tensor:
             "cross_entropy needs inplace=False for input with retain_grad(): "
             "the memory of input becomes its gradient"
         )
-    if collapse_batch_dims(_class_axis_last(input)) is None:
+    if collapse_batch_dims(class_axis_last(input)) is None:
         raise ValueError(
             "cross_entropy needs inplace=False for input whose batch dims do not collapse, "
             f"got strides {input.stride()}"
         )
     axes = zip(input.shape, input.stride(), strict=True)
-    if any(size > 1 and stride == 0 for size, stride in axes):
+    if any(stride == 0 and size > 1 for size, stride in axes):
         raise ValueError(
             "cross_entropy needs inplace=False for expanded input, whose elements share memory, "
             f"got strides {input.stride()}"
@@ -250,5 +265,6 @@ def _donated(input: Tensor) -> Tensor:
     return _ops.donate(input)
 
 
-def _loss_dtype(input: Tensor) -> torch.dtype:
+def loss_dtype(input: Tensor) -> torch.dtype:
+    """The dtype of a loss: that of ``input``, float32 under autocast."""
     return compute_dtype(input.dtype) if autocast_widens(input) else input.dtype

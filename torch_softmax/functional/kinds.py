@@ -1,8 +1,12 @@
 """Properties of the input that select the implementation and the dtype of the result."""
 
+import sys
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.masked import MaskedTensor
+from torch.nn import Parameter
 
 
 def is_strided(x: Tensor) -> bool:
@@ -16,3 +20,12 @@ def autocast_widens(x: Tensor) -> bool:
         return False
     device = x.device.type
     return device != "meta" and torch.is_autocast_enabled(device)
+
+
+def has_dtensor(*values: Any) -> bool:
+    """Whether one of the values is a DTensor, asked without importing their package."""
+    for x in values:
+        if isinstance(x, Tensor) and type(x) not in (Tensor, Parameter):
+            dtensors = sys.modules.get("torch.distributed.tensor")
+            return dtensors is not None and any(isinstance(y, dtensors.DTensor) for y in values)
+    return False

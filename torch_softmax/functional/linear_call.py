@@ -33,13 +33,14 @@ def as_linear_call(
     options: LossOptions,
     logits_dtype: torch.dtype | None,
     chunk_size: int | None,
+    min_classes: int = 1,
 ) -> LinearCall:
     """What a user passes, checked, as matrices of rows."""
     input, linear_weight, target, linear_bias, weight, denominator = tensors
     widens = isinstance(input, Tensor) and autocast_widens(input)
     if widens:
         input, linear_weight, linear_bias = _autocast(input, linear_weight, linear_bias)
-    check_linear_tensors(name, input, linear_weight, linear_bias)
+    check_linear_tensors(name, input, linear_weight, linear_bias, min_classes)
     check_linear_target(name, input, linear_weight, target, weight, options.ignore_index)
     logits_dtype = as_logits_dtype(name, logits_dtype, input)
     denominator = as_denominator(name, denominator, options.reduction, input)

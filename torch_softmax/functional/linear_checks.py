@@ -20,7 +20,11 @@ from torch_softmax.functional.checks import (
 
 
 def check_linear_tensors(
-    function: str, input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None
+    function: str,
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    min_classes: int = 1,
 ) -> None:
     """Raise unless the operands of the linear layer fit together."""
     check_strided(function, input)
@@ -28,7 +32,8 @@ def check_linear_tensors(
     check_tensor(function, "linear_weight", linear_weight)
     if input.dim() == 0:
         raise ArgumentValueError(f"{function} needs input to have a feature axis, got a scalar")
-    if linear_weight.dim() < 2 or 0 in linear_weight.shape[:-1]:
+    sizes = linear_weight.shape[:-1]
+    if not sizes or sizes[0] < min_classes or 0 in sizes[1:]:
         raise ArgumentValueError(
             f"{function} needs linear_weight of shape (classes, ..., features) with at least one "
             f"class, got {tuple(linear_weight.shape)}"

@@ -14,7 +14,7 @@ from torch_softmax.functional.checks import (
     check_floating,
     check_tensor,
 )
-from torch_softmax.functional.kinds import autocast_widens, is_strided
+from torch_softmax.functional.kinds import autocast_widens, has_dtensor, is_strided
 
 
 def softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -26,7 +26,7 @@ def softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor
 
     Args:
         input: Logits, any shape; float16, bfloat16, float32 or float64; any real dtype if ``dtype``
-            is given.
+            is given. A DTensor may be sharded along any axis, and the result is like it.
         dim: Axis along which the result sums to 1.
         dtype: Dtype of the result; None keeps that of ``input``.
 
@@ -50,6 +50,11 @@ def softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor
         return torch.softmax(input, dim, dtype)
     dim = as_dim("softmax", input, dim)
     dtype = _softmax_dtype("softmax", input, dtype)
+    if has_dtensor(input):
+        # imported with the first DTensor
+        from torch_softmax.distributed.dtensor_softmax import dtensor_softmax
+
+        return dtensor_softmax("softmax", _as_floating(input, dtype), dim, dtype)
     return _ops.softmax(_as_floating(input, dtype), dim, dtype)
 
 
@@ -80,6 +85,11 @@ def log_softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Te
         return torch.log_softmax(input, dim, dtype)
     dim = as_dim("log_softmax", input, dim)
     dtype = _softmax_dtype("log_softmax", input, dtype)
+    if has_dtensor(input):
+        # imported with the first DTensor
+        from torch_softmax.distributed.dtensor_softmax import dtensor_softmax
+
+        return dtensor_softmax("log_softmax", _as_floating(input, dtype), dim, dtype)
     return _ops.log_softmax(_as_floating(input, dtype), dim, dtype)
 
 

@@ -1,0 +1,173 @@
+"""Cross-entropy of logits in a DTensor, whose classes and rows may be sharded."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.distributed.tensor import DTensor, Partial, Replicate
+
+from torch_softmax import _ops, reference
+from torch_softmax._layout import RowOutputs, compute_dtype
+from torch_softmax._options import LossOptions
+from torch_softmax.distributed.class_shard import ClassShard, as_class_shard
+from torch_softmax.distributed.collectives import summed_over_ranks
+from torch_softmax.distributed.cross_entropy_rows import RowOptions, vocab_parallel_rows
+from torch_softmax.distributed.derivatives import check_reverse_mode
+from torch_softmax.distributed.dtensor import (
+    Sharding,
+    as_dtensor,
+    local_tensor,
+    matching,
+    sharding_of,
+)
+from torch_softmax.distributed.loss import loss_of_rows, loss_terms, without_ignored
+from torch_softmax.distributed.shard_rows import GlobalRows
+from torch_softmax.functional.checks import (
+    ArgumentValueError,
+    as_denominator,
+    check_cross_entropy_tensors,
+    check_tensor,
+)
+from torch_softmax.functional.cross_entropy import class_axis_last, loss_dtype
+
+
+def dtensor_cross_entropy(
+    function: str,
+    tensors: tuple[Tensor, Tensor, Tensor | None, float | Tensor | None],
+    options: LossOptions,
+    inplace: bool,
+    with_entropy: bool,
+) -> tuple[Tensor, ...]:
+    """The loss of logits in a DTensor, and with entropy their lse, entropy and prediction.
+
+    ``tensors`` are input, target, class weights and denominator. The mean is a copy on every rank,
+    the sum of sharded rows is partial, and what each row has is sharded as the rows are.
+    """
+    input, target, weight, denominator = tensors
+    if inplace:
+        raise ArgumentValueError(f"{function} needs inplace=False for a DTensor, got True")
+    check_tensor(function, "input", input)
+    check_tensor(function, "target", target)
+    class_axis = min(input.dim() - 1, 1)
+    sharding = sharding_of(function, input, class_axis)
+    check_cross_entropy_tensors(function, input, target, weight, options.ignore_index)
+    if isinstance(denominator, DTensor):
+        denominator = denominator.full_tensor()
+    denominator = as_denominator(function, denominator, options.reduction, input)
+    local = _local_tensors(function, input, target, weight, sharding, class_axis)
+    group = sharding.group_of(class_axis)
+    if group is None:
+        result = _loss_of_rows(*local, options, with_entropy)
+    else:
+        # in the order of the group, as collectives put shards together
+        n_local, num_classes = local[0].shape[-1], input.shape[class_axis]
+        shard = as_class_shard(function, group, n_local, num_classes, None)
+        result = _loss_of_shard(function, *local, shard, options, with_entropy)
+    row_axes = _row_axes(input, class_axis)
+    placements = sharding.placements(row_axes)
+    row_shape = tuple(input.shape[i] for i in row_axes)
+    statistics = []
+    if with_entropy and result.rows is not None:
+        of_rows = (result.rows.lse, result.rows.entropy, result.rows.prediction)
+        statistics = [as_dtensor(y, sharding, placements, row_shape) for y in of_rows]
+    loss, shape = result.loss, row_shape if options.reduction == "none" else ()
+    if options.reduction == "sum":
+        placements = tuple(Replicate() if p.is_replicate() else Partial() for p in placements)
+    elif options.reduction == "mean":
+        groups = sharding.groups_except(class_axis)
+        loss = _global_mean(loss, result.denominator, denominator, groups)
+        placements = (Replicate(),) * len(placements)
+    loss = as_dtensor(loss.to(loss_dtype(local[0])), sharding, placements, shape)
+    return loss, *statistics
+
+
+def _row_axes(input: Tensor, class_axis: int) -> dict[int, int]:
+    """The axes of the rows, by those of the input."""
+    return {i: i - (i > class_axis) for i in range(input.dim()) if i != class_axis}
+
+
+def _local_tensors(
+    function: str,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    sharding: Sharding,
+    class_axis: int,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """This rank's part of logits and target, with the class axis last, and of the class weights."""
+    logits = class_axis_last(local_tensor(input))  # type: ignore[arg-type]
+    if target.is_floating_point():
+        all_axes = {i: i for i in range(input.dim())}
+        target = class_axis_last(matching(function, "target", target, sharding, all_axes))
+    else:
+        row_axes = _row_axes(input, class_axis)
+        target = matching(function, "target", target, sharding, row_axes)
+    if weight is not None:
+        weight = matching(function, "weight", weight, sharding, {class_axis: 0})
+        weight = weight.to(compute_dtype(logits.dtype))
+    return logits, target, weight
+
+
+class _LocalLoss(NamedTuple):
+    """The losses of this rank's rows, or their sum, what their mean divides by, and the rows."""
+
+    loss: Tensor
+    denominator: Tensor | int | None
+    rows: RowOutputs | GlobalRows | None
+
+
+def _loss_of_shard(
+    function: str,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    shard: ClassShard,
+    options: LossOptions,
+    with_entropy: bool,
+) -> _LocalLoss:
+    check_reverse_mode(function)
+    target, ignored = without_ignored(target, options.ignore_index)
+    row_options = RowOptions(
+        *(function, options.label_smoothing > 0, with_entropy),
+        *(options.logit_scale, options.softcap, False),
+    )
+    rows, _ = vocab_parallel_rows(logits, target, weight, shard, row_options)
+    terms = loss_terms(rows, ignored, weight is not None, shard.num_classes, None, options)
+    loss = loss_of_rows(terms._replace(denominator=None), rows, options)
+    return _LocalLoss(loss, terms.denominator, rows)
+
+
+def _loss_of_rows(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    options: LossOptions,
+    with_entropy: bool,
+) -> _LocalLoss:
+    """The loss of a rank that holds all classes of its rows."""
+    terms = reference.loss_terms(logits, target, weight, None, options)[2]
+    summed = options if options.reduction == "none" else options._replace(reduction="sum")
+    args = (logits, target, weight, None, summed, compute_dtype(logits.dtype))
+    if not with_entropy:
+        loss = _ops.cross_entropy_loss(*args, False)
+        return _LocalLoss(loss, terms.denominator, None)
+    loss, rows = _ops.cross_entropy_with_rows(*args, True, False)
+    return _LocalLoss(loss, terms.denominator, rows)
+
+
+def _global_mean(
+    loss: Tensor,
+    local_denominator: Tensor | int | None,
+    denominator: Tensor | None,
+    groups: list[ProcessGroup],
+) -> Tensor:
+    """The sum of the losses of all rows over that of their weights, with one sum over the ranks."""
+    if denominator is not None:
+        for group in groups:
+            loss = summed_over_ranks(loss, group)
+        return loss / denominator
+    sums = torch.stack([loss, torch.as_tensor(local_denominator).to(loss)])
+    for group in groups:
+        sums = summed_over_ranks(sums, group)
+    return sums[0] / sums[1]
