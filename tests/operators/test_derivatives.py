@@ -124,3 +124,27 @@ def test_cross_entropy_differentiates_the_class_weights(device):
     smooth = -(log_probabilities * weight).sum(1) * counted
     loss = (0.8 * row_weight * nll + 0.05 * smooth).sum() / row_weight.sum()
     torch.testing.assert_close(gradient, torch.autograd.grad(loss, weight)[0])
+
+
+@pytest.mark.parametrize("kind", ["indices", "probabilities"])
+def test_second_derivatives_of_class_weights_beside_constant_logits_are_right(kind):
+    x = torch.randn(4, 5, dtype=torch.double)
+    target = torch.tensor([0, 4, 2, -100]) if kind == "indices" else x.flip(0).softmax(1)
+    weight = torch.rand(5, dtype=torch.double, requires_grad=True)
+
+    def loss(weight):
+        options = {"label_smoothing": 0.1, "z_loss": 0.1, "reduction": "sum"}
+        return torch_softmax.cross_entropy(x, target, weight, **options)
+
+    gradcheck(loss, weight)
+    gradgradcheck(lambda weight: loss(weight).square(), weight)
+
+
+def test_second_derivative_of_what_depends_on_constants_alone_is_zero():
+    x, weight = torch.randn(4, 5), torch.rand(5, requires_grad=True)
+    target = torch.tensor([0, 4, 2, 1])
+    stats = torch_softmax.cross_entropy_with_stats(x, target, weight, label_smoothing=0.1)
+    (gradient,) = torch.autograd.grad(
+        stats.lse.sum(), weight, create_graph=True, allow_unused=True, materialize_grads=True
+    )
+    assert torch.equal(gradient, torch.zeros(5))

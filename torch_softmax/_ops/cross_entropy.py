@@ -170,7 +170,10 @@ def _differentiable_gradients(
         rows = reference.cross_entropy_forward(
             x, inputs[1], inputs[2], ctx.logit_scale, ctx.softcap, ctx.with_entropy
         )
-    used = [i for i, gradient in enumerate(gradients) if gradient is not None]
+    # with constant logits, some rows depend on no input
+    used = [
+        i for i, gradient in enumerate(gradients) if gradient is not None and rows[i].requires_grad
+    ]
     derivatives = torch.autograd.grad(
         [rows[i] for i in used],
         [inputs[i] for i in needed],
