@@ -72,6 +72,20 @@ def test_vocab_parallel_second_derivatives_of_weights_are_the_unsharded_ones(nam
         assert_close([whole(y, 0 if y.dim() == 1 else 1) for y in actual], list(expected))
 
 
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+def test_vocab_parallel_second_derivatives_of_ignored_rows_are_zero(number):
+    logits, target, _ = rows(10, "indices")
+    logits[target == -100] = number
+    options = {"label_smoothing": 0.1, "z_loss": 0.1}
+    x = logits.clone().requires_grad_()
+    (expected,) = penalized_gradients(cross_entropy(x, target, **options), [x])
+    with local_ranks():
+        x = shards(logits, CHUNKS).requires_grad_()
+        loss = vocab_parallel_cross_entropy(x, replicated(target), num_classes=10, **options)
+        (actual,) = penalized_gradients(loss, [x])
+        assert_close(whole(actual), expected)
+
+
 @pytest.mark.parametrize("name", ["lse", "entropy"])
 def test_vocab_parallel_second_derivatives_of_statistics_are_the_unsharded_ones(name):
     logits, target, _ = rows(10, "indices")

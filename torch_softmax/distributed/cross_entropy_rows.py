@@ -15,6 +15,7 @@ from torch_softmax.distributed.row_gradients import (
     coefficients,
     for_own_classes,
     gradients_of_weights,
+    without_unused_rows,
 )
 from torch_softmax.distributed.shard_operators import (
     differentiable_shard_backward,
@@ -95,6 +96,7 @@ class VocabParallelRowsFunction(Function):
                 raise RuntimeError(
                     f"{options.function} needs inplace=False for second derivatives, got True"
                 )
+            logits, rows = without_unused_rows(logits, rows, of_rows)
             rows, of_rows = for_own_classes(rows, of_rows, ctx.group)
             backward = differentiable_shard_backward
         dlogits = dtarget = dweight = None

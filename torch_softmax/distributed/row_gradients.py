@@ -51,6 +51,29 @@ def as_row_gradients(
     )
 
 
+def without_unused_rows(
+    logits: Tensor, rows: GlobalRows, gradients: RowGradients
+) -> tuple[Tensor, GlobalRows]:
+    """Both with 0 in rows that are not finite and whose gradients are 0, as ignored rows are.
+
+    Their gradient is 0, but in a second derivative 0 times their NaN would be NaN.
+    """
+    is_unused = ~rows.lse.isfinite()
+    for gradient in gradients:
+        if gradient is not None and gradient.shape == is_unused.shape:
+            is_unused = is_unused & (gradient == 0)
+    mask = is_unused.unsqueeze(-1)
+    entropy = rows.entropy
+    if entropy.shape == is_unused.shape:
+        entropy = entropy.masked_fill(is_unused, 0)
+    rows = rows._replace(
+        lse=rows.lse.masked_fill(is_unused, 0),
+        softmax_stats=rows.softmax_stats.masked_fill(mask, 0),
+        entropy=entropy,
+    )
+    return logits.masked_fill(mask, 0), rows
+
+
 def for_own_classes(
     rows: GlobalRows, gradients: RowGradients, group: ProcessGroup
 ) -> tuple[GlobalRows, RowGradients]:
