@@ -107,7 +107,10 @@ def as_dtensor(
 ) -> Tensor:
     """The DTensor of which ``x`` is this rank's part."""
     stride = torch.empty(shape, device="meta").stride()
-    result: Tensor = DTensor.from_local(
+    result = DTensor.from_local(
         x, sharding.mesh, placements, run_check=False, shape=torch.Size(shape), stride=stride
     )
-    return result
+    if any(placement.is_partial() for placement in placements):
+        return result
+    # a gradient may have other placements, and from_local redistributes it without a derivative
+    return result.redistribute(placements=placements)
