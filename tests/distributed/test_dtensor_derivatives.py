@@ -40,3 +40,17 @@ def test_dtensor_incoming_gradient_of_other_placements_has_derivatives(function,
         actual = derivatives(x, lambda dy: distribute_tensor(replicated(dy), mesh, [Replicate()]))
         values = [same_on_all_ranks(gradient.full_tensor()) for gradient in actual]
     torch.testing.assert_close(values, list(expected))
+
+
+@pytest.mark.parametrize("placement", [Shard(0), Shard(1), Replicate()], ids=str)
+@pytest.mark.parametrize("weighted", [False, True], ids=["unweighted", "weighted"])
+def test_dtensor_gradient_of_ignored_rows_alone_is_zero(weighted, placement, one_rank):
+    mesh = init_device_mesh("cpu", (1,))
+    logits = distribute_tensor(torch.randn(3, 4), mesh, [placement]).requires_grad_()
+    weight = torch.rand(4) if weighted else None
+    for function in (torch_softmax.cross_entropy, torch_softmax.cross_entropy_with_stats):
+        result = function(logits, torch.full((3,), -100), weight)
+        loss = result if function is torch_softmax.cross_entropy else result.loss
+        assert loss.full_tensor().isnan()
+        (gradient,) = torch.autograd.grad(loss, logits)
+        assert torch.equal(gradient.full_tensor(), torch.zeros(3, 4))

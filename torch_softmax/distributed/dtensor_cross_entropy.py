@@ -149,10 +149,14 @@ def _loss_of_rows(
     terms = reference.loss_terms(logits, target, weight, None, options)[2]
     summed = options if options.reduction == "none" else options._replace(reduction="sum")
     args = (logits, target, weight, None, summed, compute_dtype(logits.dtype))
-    if not with_entropy:
+    rows = None
+    if with_entropy:
+        loss, rows = _ops.cross_entropy_with_rows(*args, True, False)
+    else:
         loss = _ops.cross_entropy_loss(*args, False)
-        return _LocalLoss(loss, terms.denominator, None)
-    loss, rows = _ops.cross_entropy_with_rows(*args, True, False)
+    if options.reduction == "mean" and terms.ignored is not None:
+        # the mean of no row divides by 0, and the gradient 0 times inf would be NaN
+        loss = loss.masked_fill(terms.ignored.all(), 0)
     return _LocalLoss(loss, terms.denominator, rows)
 
 
