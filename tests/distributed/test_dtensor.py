@@ -232,6 +232,22 @@ def test_dtensor_errors_name_the_placements(index):
         call()
 
 
+@pytest.mark.parametrize("name", ["rows", "rows and classes"])
+@pytest.mark.parametrize("options", [{}, {"denominator": 3}], ids=str)
+def test_dtensor_mean_raises_on_all_ranks_for_an_invalid_class_of_one(options, name):
+    # a rank that raised before the sum over the ranks would leave the others waiting
+    target = TARGET.clone()
+    target[1] = 12
+    logits = distributed(LOGITS, SHARDINGS[name])
+    with (
+        CommDebugMode() as communication,
+        pytest.raises(IndexError, match=r"on every rank, got 1 that are neither"),
+    ):
+        torch_softmax.cross_entropy(logits, target, **options)
+    counts = {name.__name__: n for name, n in communication.get_comm_counts().items()}
+    assert counts["all_reduce"] == 1
+
+
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_dtensor_softmax_refuses_partial_sums(function):
     mesh = init_device_mesh("cpu", (4,))

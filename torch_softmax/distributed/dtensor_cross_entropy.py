@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate
 from torch_softmax import _ops, reference
 from torch_softmax._layout import RowOutputs, compute_dtype
 from torch_softmax._options import LossOptions
-from torch_softmax.distributed.class_shard import ClassShard, as_class_shard
+from torch_softmax.distributed.class_shard import as_class_shard
 from torch_softmax.distributed.collectives import summed_over_ranks
 from torch_softmax.distributed.cross_entropy_rows import RowOptions, vocab_parallel_rows
 from torch_softmax.distributed.derivatives import check_reverse_mode
@@ -56,14 +56,18 @@ def dtensor_cross_entropy(
         denominator = denominator.full_tensor()
     denominator = as_denominator(function, denominator, options.reduction, input)
     local = _local_tensors(function, input, target, weight, sharding, class_axis)
+    num_classes = input.shape[class_axis]
+    groups = sharding.groups_except(class_axis) if options.reduction == "mean" else []
+    n_invalid = None
+    if groups and _has_checked_classes(local[1]):
+        # ranks hold different rows: all of them raise, and none waits for one that raised
+        valid, n_invalid = _valid_classes(local[1], num_classes, options.ignore_index)
+        local = (local[0], valid, local[2])
     group = sharding.group_of(class_axis)
     if group is None:
         result = _loss_of_rows(*local, options, with_entropy)
     else:
-        # in the order of the group, as collectives put shards together
-        n_local, num_classes = local[0].shape[-1], input.shape[class_axis]
-        shard = as_class_shard(function, group, n_local, num_classes, None)
-        result = _loss_of_shard(function, *local, shard, options, with_entropy)
+        result = _loss_of_shard(function, *local, group, num_classes, options, with_entropy)
     row_axes = _row_axes(input, class_axis)
     placements = sharding.placements(row_axes)
     row_shape = tuple(input.shape[i] for i in row_axes)
@@ -75,8 +79,8 @@ def dtensor_cross_entropy(
     if options.reduction == "sum":
         placements = tuple(Replicate() if p.is_replicate() else Partial() for p in placements)
     elif options.reduction == "mean":
-        groups = sharding.groups_except(class_axis)
-        loss = _global_mean(loss, result.denominator, denominator, groups)
+        terms = (loss, result.denominator, denominator, n_invalid)
+        loss = _global_mean(function, *terms, groups)
         placements = (Replicate(),) * len(placements)
     loss = as_dtensor(loss.to(loss_dtype(local[0])), sharding, placements, shape)
     return loss, *statistics
@@ -122,10 +126,13 @@ def _loss_of_shard(
     logits: Tensor,
     target: Tensor,
     weight: Tensor | None,
-    shard: ClassShard,
+    group: ProcessGroup,
+    num_classes: int,
     options: LossOptions,
     with_entropy: bool,
 ) -> _LocalLoss:
+    # in the order of the group, as collectives put shards together
+    shard = as_class_shard(function, group, logits.shape[-1], num_classes, None)
     check_reverse_mode(function)
     target, ignored = without_ignored(target, options.ignore_index)
     row_options = RowOptions(
@@ -160,18 +167,40 @@ def _loss_of_rows(
     return _LocalLoss(loss, terms.denominator, rows)
 
 
+def _has_checked_classes(target: Tensor) -> bool:
+    """Whether invalid classes raise; on a GPU they give NaN, as a check would stop the stream."""
+    is_index = not target.is_floating_point()
+    return is_index and target.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _valid_classes(target: Tensor, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Class indices, ``ignore_index`` instead of invalid ones, and the number of these."""
+    # int64 before the comparison: ignore_index would wrap around in a narrower type
+    target = target.long()
+    is_valid = (target == ignore_index) | ((target >= 0) & (target < num_classes))
+    return target.masked_fill(~is_valid, ignore_index), (~is_valid).sum()
+
+
 def _global_mean(
+    function: str,
     loss: Tensor,
     local_denominator: Tensor | int | None,
     denominator: Tensor | None,
+    n_invalid: Tensor | None,
     groups: list[ProcessGroup],
 ) -> Tensor:
     """The sum of the losses of all rows over that of their weights, with one sum over the ranks."""
-    if denominator is not None:
-        for group in groups:
-            loss = summed_over_ranks(loss, group)
-        return loss / denominator
-    sums = torch.stack([loss, torch.as_tensor(local_denominator).to(loss)])
+    numbers = [loss]
+    if denominator is None:
+        numbers.append(torch.as_tensor(local_denominator).to(loss))
+    if n_invalid is not None:
+        numbers.append(n_invalid.to(loss))
+    sums = torch.stack(numbers)
     for group in groups:
         sums = summed_over_ranks(sums, group)
-    return sums[0] / sums[1]
+    if n_invalid is not None and sums[-1] > 0:
+        raise IndexError(
+            f"{function} needs target of classes or ignore_index on every rank, "
+            f"got {int(sums[-1])} that are neither"
+        )
+    return sums[0] / (sums[1] if denominator is None else denominator)
