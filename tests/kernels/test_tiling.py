@@ -281,7 +281,7 @@ def test_tiling_needs_neither_triton_nor_torch():
 @pytest.mark.parametrize(
     ("shape", "rows_together", "in_blocks"),
     [
-        pytest.param((6000, 10), True, False, id="short rows"),
+        pytest.param((2000, 10), True, False, id="short rows"),
         # in blocks where a kernel holds more for each element
         pytest.param((4, 4000), False, None, id="a row to a program"),
         pytest.param((2, 40000), False, True, id="long rows"),

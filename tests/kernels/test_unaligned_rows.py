@@ -81,7 +81,7 @@ DTYPE = pytest.mark.parametrize("dtype", VEC_SIZES)
         # every head in turn; several rows to a program; one; more than a tile
         pytest.param((17, 403), 403, id="short"),
         pytest.param((9, 2001), 2001, id="a row to a program"),
-        pytest.param((3, 40003), 40003, id="longer than a tile"),
+        pytest.param((2, 40003), 40003, id="longer than a tile"),
         pytest.param((5, 1000), 1000, id="aligned"),
         pytest.param((9, 1001), 1013, id="padded rows"),
     ],
