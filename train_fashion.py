@@ -4,10 +4,10 @@
     python train_fashion.py evaluate
     python train_fashion.py predict shirt.jpg
 
-Test accuracy 93.58 % (standard deviation 0.10) by the mean logits of each image and its mirror
-image, 93.19 % (0.34) by the image alone, over the seeds 0, 1 and 2; 16 epochs in bf16 take 96 to
-98 s on 2 cores of an AMD EPYC with avx512_bf16 and torch 2.14.1. Its calibration error of 1.89 %
-falls to 0.63 % with the temperature. Measured with ``python train_fashion.py --seed N``.
+Test accuracy 93.32 % (standard deviation 0.04) by the mean logits of each image and its mirror
+image, 92.90 % (0.08) by the image alone, over the seeds 0, 1 and 2; 10 epochs in float32 take 89 to
+100 s on 2 cores of a Xeon with AVX-512 and torch 2.14.1. Its calibration error of 1.3 % falls to
+0.7 % with the temperature. Measured with ``python train_fashion.py --precision fp32 --seed N``.
 
 The data come from --data-dir, from Debian's package dataset-fashion-mnist, or from torchvision's
 download, and their contents are checked. Without them the script says why, trains on garments that
@@ -61,7 +61,7 @@ class Recipe(NamedTuple):
 
 
 # the best one is for a GPU
-RECIPES = {"quick": Recipe(16, 16, 6e-3, False), "best": Recipe(64, 40, 3e-3, True)}
+RECIPES = {"quick": Recipe(16, 10, 5e-3, False), "best": Recipe(80, 40, 3e-3, True)}
 LOSSES = ("fused", "triton", "torch")
 
 
@@ -96,16 +96,15 @@ class Classifier(nn.Module):
         self.convolutions = nn.Sequential(
             convolution(1, width, pool=True),  # 14 x 14
             convolution(width, 2 * width),
-            convolution(2 * width, 4 * width, stride=2),  # 7 x 7
-            Residual(4 * width),
+            convolution(2 * width, 3 * width, stride=2),  # 7 x 7
+            Residual(3 * width),
         )
-        linear = nn.Linear(4 * width * 3 * 3, len(CLASSES))
+        linear = nn.Linear(3 * width * 3 * 3, len(CLASSES))
         # equal probabilities at first: large and wrong ones make the first steps erratic
         nn.init.zeros_(linear.weight)
         self.head = nn.Sequential(
             nn.MaxPool2d(3, stride=2),  # 3 x 3
             nn.Flatten(),
-            nn.Dropout(0.3),
             linear,
         )
         # bf16 gains little on a CPU in the other layout
@@ -193,7 +192,7 @@ def build(settings: dict[str, Any]) -> Classifier:
 
 def make_state(model: Classifier, peak_lr: float, n_steps: int) -> TrainState:
     """The classifier with its optimizer and its learning rate, linear to the peak and to zero."""
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05, fused=True)
     scheduler = OneCycleLR(
         optimizer, peak_lr, n_steps, pct_start=0.23, anneal_strategy="linear", cycle_momentum=False
     )

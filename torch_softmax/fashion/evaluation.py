@@ -11,7 +11,7 @@ from torch_softmax.fashion.drawn import CLASSES
 from torch_softmax.fashion.errors import LossError
 from torch_softmax.fashion.processes import all_reduce, broadcast_buffers, shard
 
-BATCH_SIZE = 1000
+BATCH_SIZE = 500
 
 
 @torch.no_grad()

@@ -106,7 +106,7 @@ def add_training_flags(
     each = ", ".join(f"{name} {recipe.epochs}" for name, recipe in recipes.items())
     epochs = f"passes over the training images (default: {each})"
     add("--epochs", help=epochs, type=whole_number(1, 10**6))
-    add("--batch-size", help="images per step", type=whole_number(1, N_TRAIN), default=256)
+    add("--batch-size", help="images per step", type=whole_number(1, N_TRAIN), default=128)
     each = ", ".join(f"{name} {recipe.peak_lr:g}" for name, recipe in recipes.items())
     add("--lr", help=f"peak of the learning rate (default: {each})", type=positive_number)
     add("--seed", help="of all randomness", type=whole_number(0, 2**63 - 1), default=0)
