@@ -28,13 +28,19 @@ from torch_softmax.fashion import data, download
 from torch_softmax.fashion.drawn import draw_garments
 
 
+# urllib leaves the socket of a failed request to the garbage collector, which warns of it whenever
+# it runs
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"
+)
+
+
 @pytest.fixture
 def no_local_data(tmp_path, monkeypatch):
     """Neither Debian's files nor a cache; returns the cache folder that a download would fill."""
     monkeypatch.setattr(data, "DEBIAN_FOLDER", tmp_path / "no-debian")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     yield tmp_path / "cache" / "torch_softmax" / "fashion-mnist"
-    # urllib leaves the socket of a failed request to the garbage collector, which warns of it
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
