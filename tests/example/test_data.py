@@ -27,7 +27,6 @@ import train_fashion
 from torch_softmax.fashion import data, download
 from torch_softmax.fashion.drawn import draw_garments
 
-
 # urllib leaves the socket of a failed request to the garbage collector, which warns of it whenever
 # it runs
 pytestmark = pytest.mark.filterwarnings(
