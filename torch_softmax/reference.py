@@ -198,17 +198,13 @@ def loss_terms(
     n_classes, dtype = logits.shape[-1], compute_dtype(logits.dtype)
     smoothing = options.label_smoothing
     weight = None if weight is None else weight.to(dtype)
-    row_weight = ignored = class_weight = None
-    if target.is_floating_point():
+    row_weight = class_weight = None
+    target, ignored = without_ignored(target, options.ignore_index)
+    if ignored is None:
         class_weight = weight
-    else:
-        # int64 before the comparison: ignore_index would wrap around in a narrower type
-        target = target.long()
-        ignored = target == options.ignore_index
-        target = target.masked_fill(ignored, 0)
-        if weight is not None:
-            # clamp invalid targets to a safe index; the nll of their rows is NaN
-            row_weight = weight[target.clamp(0, n_classes - 1)]
+    elif weight is not None:
+        # clamp invalid targets to a safe index; the nll of their rows is NaN
+        row_weight = weight[target.clamp(0, n_classes - 1)]
     if smoothing > 0 and class_weight is None:
         class_weight = logits.new_ones(n_classes, dtype=dtype) if weight is None else weight
     if options.reduction == "mean" and denominator is None:
@@ -222,6 +218,16 @@ def loss_terms(
         denominator=denominator,
     )
     return target, class_weight, terms
+
+
+def without_ignored(target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor | None]:
+    """Class indices, 0 for ignored rows, and the mask of these rows; or probabilities and None."""
+    if target.is_floating_point():
+        return target, None
+    # int64 before the comparison: ignore_index would wrap around in a narrower type
+    target = target.long()
+    ignored = target == ignore_index
+    return target.masked_fill(ignored, 0), ignored
 
 
 def mean_denominator(logits: Tensor, row_weight: Tensor | None, ignored: Tensor | None) -> Tensor:

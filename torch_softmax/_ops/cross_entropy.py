@@ -219,9 +219,9 @@ def _gradients_of_weights(
         if dtarget_weight is not None:
             dweights = dweights + dtarget_weight.unsqueeze(-1)
         dtarget = (dweights if class_weight is None else dweights * class_weight).to(target.dtype)
-        dclass_weight = _sum_over_rows(dweights.clamp(*_finite_range(x.dtype)) * target)
+        dclass_weight = sum_over_rows(dweights.clamp(*_finite_range(x.dtype)) * target)
     if class_weight is not None and dsmooth is not None:
-        from_smooth = _sum_over_rows(dsmooth.unsqueeze(-1) * cost)
+        from_smooth = sum_over_rows(dsmooth.unsqueeze(-1) * cost)
         dclass_weight = from_smooth if dclass_weight is None else dclass_weight + from_smooth
     return dtarget, None if class_weight is None else dclass_weight
 
@@ -230,5 +230,6 @@ def _finite_range(dtype: torch.dtype) -> tuple[float, float]:
     return torch.finfo(dtype).min, torch.finfo(dtype).max
 
 
-def _sum_over_rows(x: Tensor) -> Tensor:
+def sum_over_rows(x: Tensor) -> Tensor:
+    """The sum over all axes but that of the classes."""
     return x.sum(tuple(range(x.dim() - 1))) if x.dim() > 1 else x

@@ -4,13 +4,14 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from torch_softmax import reference
 from torch_softmax._layout import compute_dtype
 from torch_softmax._options import LossOptions, Reduction
 from torch_softmax.distributed.class_shard import as_class_shard
 from torch_softmax.distributed.collectives import as_group
 from torch_softmax.distributed.cross_entropy_rows import RowOptions, vocab_parallel_rows
 from torch_softmax.distributed.derivatives import check_reverse_mode
-from torch_softmax.distributed.loss import loss_of_rows, loss_terms, without_ignored
+from torch_softmax.distributed.loss import loss_of_rows, loss_terms
 from torch_softmax.distributed.shard_rows import GlobalRows
 from torch_softmax.functional import CrossEntropyStats
 from torch_softmax.functional.checks import (
@@ -166,7 +167,7 @@ def _vocab_parallel_loss(
     inplace = inplace and not torch.compiler.is_compiling()
     logits = class_axis_last(donated(input) if inplace else input)
     target = class_axis_last(target) if target.is_floating_point() else target
-    target, ignored = without_ignored(target, options.ignore_index)
+    target, ignored = reference.without_ignored(target, options.ignore_index)
     weight = None if weight is None else weight.to(compute_dtype(input.dtype))
     row_options = RowOptions(
         *(name, options.label_smoothing > 0, with_entropy),

@@ -21,7 +21,7 @@ from torch_softmax.distributed.dtensor import (
     matching,
     sharding_of,
 )
-from torch_softmax.distributed.loss import loss_of_rows, loss_terms, without_ignored
+from torch_softmax.distributed.loss import loss_of_rows, loss_terms
 from torch_softmax.distributed.shard_rows import GlobalRows
 from torch_softmax.functional.checks import (
     ArgumentValueError,
@@ -134,7 +134,7 @@ def _loss_of_shard(
     # in the order of the group, as collectives put shards together
     shard = as_class_shard(function, group, logits.shape[-1], num_classes, None)
     check_reverse_mode(function)
-    target, ignored = without_ignored(target, options.ignore_index)
+    target, ignored = reference.without_ignored(target, options.ignore_index)
     row_options = RowOptions(
         *(function, options.label_smoothing > 0, with_entropy),
         *(options.logit_scale, options.softcap, False),

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from torch_softmax import reference
 from torch_softmax._layout import compute_dtype
 from torch_softmax._ops.linear_rows import classes_last
 from torch_softmax._options import LossOptions, Reduction
@@ -13,7 +14,7 @@ from torch_softmax.distributed.cross_entropy_rows import RowOptions, vocab_paral
 from torch_softmax.distributed.derivatives import check_reverse_mode
 from torch_softmax.distributed.linear_cross_entropy_rows import vocab_parallel_linear_rows
 from torch_softmax.distributed.linear_shard_operators import HeadOptions
-from torch_softmax.distributed.loss import loss_of_rows, loss_terms, without_ignored
+from torch_softmax.distributed.loss import loss_of_rows, loss_terms
 from torch_softmax.distributed.shard_rows import GlobalRows
 from torch_softmax.functional.checks import as_loss_options
 from torch_softmax.functional.linear_call import LinearCall, as_linear_call
@@ -95,7 +96,7 @@ def vocab_parallel_linear_cross_entropy(
 
 def _loss(call: LinearCall, shard: ClassShard, options: LossOptions) -> Tensor:
     target, weight, denominator, _, dtype, chunk_size = call.arguments
-    target, ignored = without_ignored(target, options.ignore_index)
+    target, ignored = reference.without_ignored(target, options.ignore_index)
     weight = None if weight is None else weight.to(compute_dtype(call.head.logits_dtype))
     others_need_gradient = target.requires_grad or (weight is not None and weight.requires_grad)
     if others_need_gradient and torch.is_grad_enabled():

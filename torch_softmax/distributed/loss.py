@@ -9,16 +9,6 @@ from torch_softmax._options import LossOptions
 from torch_softmax.distributed.shard_rows import GlobalRows
 
 
-def without_ignored(target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor | None]:
-    """Class indices, 0 for ignored rows, and the mask of these rows; or probabilities and None."""
-    if target.is_floating_point():
-        return target, None
-    # int64 before the comparison: ignore_index would wrap around in a narrower type
-    target = target.long()
-    ignored = target == ignore_index
-    return target.masked_fill(ignored, 0), ignored
-
-
 def loss_terms(
     rows: GlobalRows,
     ignored: Tensor | None,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from torch_softmax._ops.cross_entropy import sum_over_rows
 from torch_softmax._ops.registration import is_batched
 from torch_softmax.distributed.collectives import with_summed_gradient
 from torch_softmax.distributed.shard_rows import GlobalRows, RowNeeds
@@ -137,18 +138,14 @@ def gradients_of_weights(
         if gradients.target_weight is not None:
             dweights = dweights + gradients.target_weight.unsqueeze(-1)
         dtarget = (dweights if weight is None else dweights * weight).to(target.dtype)
-        dweight = dweight + _sum_over_rows(dweights * target)
+        dweight = dweight + sum_over_rows(dweights * target)
     if gradients.smooth is not None:
-        dweight = dweight + _sum_over_rows(gradients.smooth.unsqueeze(-1) * cost)
+        dweight = dweight + sum_over_rows(gradients.smooth.unsqueeze(-1) * cost)
     if gradients.weight_sum is not None:
         dweight = dweight + gradients.weight_sum
     if gradients.row_weight is not None:
         classes = torch.arange(cost.shape[-1], device=cost.device) + first_class
         is_target = target.unsqueeze(-1) == classes
         of_rows = torch.where(is_target, gradients.row_weight.unsqueeze(-1), 0)
-        dweight = dweight + _sum_over_rows(of_rows)
+        dweight = dweight + sum_over_rows(of_rows)
     return dtarget, None if weight is None else dweight.to(weight.dtype)
-
-
-def _sum_over_rows(x: Tensor) -> Tensor:
-    return x.sum(tuple(range(x.dim() - 1))) if x.dim() > 1 else x
