@@ -4,6 +4,8 @@ The collections come with the installed PyTorch: the plain form, and two of its 
 ``options`` say only how large a chunk is.
 """
 
+import functools
+
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
@@ -11,30 +13,57 @@ from torch.testing._internal.common_methods_invocations import op_db
 
 import torch_softmax
 from numerics import assert_agrees
+from pairwise import covering
 
-INFOS = [info for info in op_db if info.name == "nn.functional.linear_cross_entropy"]
+COLLECTIONS = {
+    info.formatted_name: info for info in op_db if info.name == "nn.functional.linear_cross_entropy"
+}
 # what a gradient check takes element by element in less than a second
 SLOW_MODE_ELEMENTS = 40
 
-pytestmark = pytest.mark.skipif(not INFOS, reason="needs PyTorch 2.13 for its samples")
+pytestmark = pytest.mark.skipif(not COLLECTIONS, reason="needs PyTorch 2.13 for its samples")
 
 
-def samples(info, dtype):
+# all samples of a collection take a tenth of a second
+@functools.cache
+def samples(name, dtype):
     """Arguments of each sample, the bias among them, and its keywords without ``options``."""
     torch.manual_seed(1)
-    for sample in info.sample_inputs("cpu", dtype, requires_grad=True):
+    found = []
+    for sample in COLLECTIONS[name].sample_inputs("cpu", dtype, requires_grad=True):
         keywords = {name: x for name, x in sample.kwargs.items() if name != "options"}
-        yield (sample.input, *sample.args, keywords.pop("linear_bias", None)), keywords
+        found.append(((sample.input, *sample.args, keywords.pop("linear_bias", None)), keywords))
+    return found
 
 
-each_sample = pytest.mark.parametrize(
-    ("info", "index"),
-    [
-        pytest.param(info, index, id=f"{info.formatted_name}-{index}")
-        for info in INFOS
-        for index, _ in enumerate(samples(info, torch.double))
-    ],
-)
+CASES = [(name, i) for name in COLLECTIONS for i in range(len(samples(name, torch.double)))]
+
+
+def settings(case):
+    """What a sample asks for, beside its numbers."""
+    name, index = case
+    (input, linear_weight, target, bias), options = samples(name, torch.double)[index]
+    return (
+        name,
+        input.dim(),
+        linear_weight.dim(),
+        target.is_floating_point(),
+        bias is not None,
+        options.get("reduction", "mean"),
+        options.get("weight") is not None,
+        options.get("label_smoothing", 0.0) > 0,
+        options.get("ignore_index", -100) != -100,
+    )
+
+
+def each_sample(marks_of=lambda case: ()):
+    return pytest.mark.parametrize(
+        ("name", "index"),
+        [pytest.param(*case, id="-".join(map(str, case)), marks=marks_of(case)) for case in CASES],
+    )
+
+
+COVERING = covering(CASES, settings)
 
 
 def ours(input, linear_weight, target, linear_bias, **options):
@@ -49,19 +78,15 @@ def theirs(input, linear_weight, target, linear_bias, **options):
     )
 
 
-def sample_of(info, index, dtype=torch.double):
-    return list(samples(info, dtype))[index]
-
-
-@each_sample
-def test_linear_conformance_sample_has_torchs_value_and_gradients(info, index):
-    arguments, options = sample_of(info, index)
+@each_sample()
+def test_linear_conformance_sample_has_torchs_value_and_gradients(name, index):
+    arguments, options = samples(name, torch.double)[index]
     assert_agrees(ours, theirs, *arguments, **options)
 
 
-@each_sample
-def test_linear_conformance_sample_has_them_in_float32(info, index, device):
-    arguments, options = sample_of(info, index, torch.float)
+@each_sample()
+def test_linear_conformance_sample_has_them_in_float32(name, index, device):
+    arguments, options = samples(name, torch.float)[index]
 
     def moved(x):
         return x if x is None else x.detach().to(device).requires_grad_(x.requires_grad)
@@ -70,9 +95,9 @@ def test_linear_conformance_sample_has_them_in_float32(info, index, device):
     assert_agrees(ours, theirs, *map(moved, arguments), **options)
 
 
-@each_sample
-def test_linear_conformance_sample_has_right_gradients_in_every_mode(info, index):
-    arguments, options = sample_of(info, index)
+@each_sample(lambda case: () if case in COVERING else pytest.mark.exhaustive)
+def test_linear_conformance_sample_has_right_gradients_in_every_mode(name, index):
+    arguments, options = samples(name, torch.double)[index]
     inputs, function = differentiable(arguments, options)
     fast_mode = sum(x.numel() for x in inputs) > SLOW_MODE_ELEMENTS
     checks = {"check_batched_grad": True, "check_grad_dtypes": True, "fast_mode": fast_mode}
@@ -92,4 +117,4 @@ def differentiable(arguments, options):
 
 
 def test_linear_conformance_collections_hold_samples():
-    assert sum(len(list(samples(info, torch.double))) for info in INFOS) >= 300
+    assert sum(len(samples(name, torch.double)) for name in COLLECTIONS) >= 300
