@@ -184,7 +184,9 @@ CASES = [
 def is_exhaustive(case: Case) -> bool:
     """Whether the case is compiled with ``--all`` alone, because another stands for it."""
     if (case.target, case.dtype) == ("sm_90", "bfloat16"):
-        return case.layout in ("odd_longest_block", "longest_block")
+        if case.operation in PLAIN_OPERATIONS:
+            return case.layout in ("odd_longest_block", "longest_block")
+        return case.layout not in (*SCHEDULE_LAYOUTS, "odd_classes")
     layouts, operations = SCHEDULE_LAYOUTS[1:3], ("softmax", "cross_entropy", "loss")
     return case.layout not in layouts or case.operation not in operations
 

@@ -281,13 +281,13 @@ def test_tiling_needs_neither_triton_nor_torch():
 @pytest.mark.parametrize(
     ("shape", "rows_together", "in_blocks"),
     [
-        pytest.param((2000, 10), True, False, id="short rows"),
+        pytest.param((500, 10), True, False, id="short rows"),
         # in blocks where a kernel holds more for each element
         pytest.param((4, 4000), False, None, id="a row to a program"),
         pytest.param((2, 40000), False, True, id="long rows"),
-        pytest.param((2, 2**18 + 3), False, True, id="many blocks, three columns in the last"),
+        pytest.param((2, 2**16 + 3), False, True, id="many blocks, three columns in the last"),
         pytest.param((2, 4, 8, 8), True, False, id="class-strided"),
-        pytest.param((2, 2500, 4, 8), True, True, id="class-strided long rows"),
+        pytest.param((2, 300, 4, 8), True, True, id="class-strided long rows"),
     ],
 )
 def test_tiling_reaches_the_schedule(
@@ -308,12 +308,12 @@ def test_tiling_reaches_the_schedule(
 
 def test_tiling_of_short_rows_launches_few_programs(kernel_device, launches):
     operation = OPERATIONS["cross_entropy"]
-    logits = torch.randn(60000, 10, device=kernel_device)
+    logits = torch.randn(15000, 10, device=kernel_device)
 
     actual = operation.ours(logits)
 
     # the interpreter takes a millisecond for each
-    assert sum(math.prod(launch.grid) for launch in launches) <= 1000
+    assert sum(math.prod(launch.grid) for launch in launches) <= 250
     assert tuple(launch.kernel for launch in launches) == CROSS_ENTROPY_KERNELS
     assert_accurate(operation, actual, logits)
 
@@ -358,7 +358,7 @@ def test_tiling_reaches_beyond_32_bit_offsets(
         (7, 10),
         (2, 40003),
         (2, 19, 3, 3),
-        (1, 5000, 3, 5),
+        (1, 2500, 3, 5),
     ],
 )
 def test_tiling_writes_nothing_beside_the_results(kernel_device, guarded_buffers, operation, shape):

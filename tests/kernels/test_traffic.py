@@ -69,7 +69,7 @@ DTYPE = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @DTYPE
 @pytest.mark.parametrize("operator", ["softmax", "log_softmax"])
 def test_traffic_of_softmax_is_the_floor(moved, operator, dtype, n_cols):
-    x = torch.randn(4, n_cols).to(dtype)
+    x = torch.randn(2, n_cols).to(dtype)
     # the second read of an online row finds it in the L2 cache
     reads = 1 if n_cols <= ONE_TILE else 2
 
@@ -103,13 +103,13 @@ def test_traffic_of_softmax_in_clusters_is_one_read(moved, operator, dtype, n_co
 @COLUMNS
 @DTYPE
 def test_traffic_of_cross_entropy_is_the_floor(moved, dtype, n_cols):
-    logits = torch.randn(4, n_cols).to(dtype)
+    logits = torch.randn(2, n_cols).to(dtype)
     options = (1.0, None)
 
-    rows = _launch.launch_cross_entropy_forward(logits, torch.arange(4), None, *options, False)
+    rows = _launch.launch_cross_entropy_forward(logits, torch.arange(2), None, *options, False)
     forward = passes(moved, logits)
     coefficients = (rows.softmax_stats, rows.nll, rows.nll, None, None)
-    _launch.launch_cross_entropy_backward(logits, torch.arange(4), None, *coefficients, *options)
+    _launch.launch_cross_entropy_backward(logits, torch.arange(2), None, *coefficients, *options)
     backward = passes(moved, logits)
 
     assert forward == (1, 0)
@@ -123,9 +123,9 @@ def launch_loss(logits, target):
 @COLUMNS
 @DTYPE
 def test_traffic_of_a_loss_and_its_gradient_is_the_floor(moved, dtype, n_cols):
-    logits = torch.randn(4, n_cols).to(dtype)
+    logits = torch.randn(2, n_cols).to(dtype)
 
-    _loss, dlogits = launch_loss(logits, torch.arange(4))
+    _loss, dlogits = launch_loss(logits, torch.arange(2))
     loss_and_gradient = passes(moved, logits)
     _launch.launch_scale_inplace(dlogits, torch.ones(()))
     factor_of_1 = passes(moved, logits)
@@ -148,7 +148,7 @@ def test_traffic_of_a_loss_and_its_gradient_in_clusters_is_one_read(moved, dtype
 @COLUMNS
 @DTYPE
 def test_traffic_of_a_loss_of_probabilities_is_the_floor(moved, dtype, n_cols):
-    logits = torch.randn(4, n_cols).to(dtype)
+    logits = torch.randn(2, n_cols).to(dtype)
 
     launch_loss(logits, logits.softmax(1))
 

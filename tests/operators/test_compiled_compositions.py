@@ -3,6 +3,8 @@
 Where that is wrong or raises, ours may raise.
 """
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,9 +19,12 @@ def compiled(function, backend):
     return torch.compile(function, backend=backend, fullgraph=True)
 
 
-# PyTorch fails so in nested forward mode, with its own functions as well, and with which of them
-# depends on what the process has traced before (torch 2.14)
-TORCHS_FAULT = "INTERNAL ASSERT FAILED"
+# PyTorch fails so while it traces its own operators: in nested forward mode, with which of them
+# depends on what the process has traced before; and once in thousands of traces, where an operator
+# does not see the transforms around it (torch 2.14)
+TORCHS_FAULT = re.compile(
+    r"INTERNAL ASSERT FAILED|convert all Tensors to FakeTensors.*aten\.", re.S
+)
 
 
 def value_or_error(function, x):
@@ -46,21 +51,29 @@ def assert_right_or_refused_with_torch(ours, torchs, x, expected):
     if isinstance(actual, RuntimeError):
         # Dynamo reports some errors of the traced code as the cause of its own
         told = "\n".join(map(str, causes_of(actual)))
-        is_torchs_fault = TORCHS_FAULT in told
+        is_torchs_fault = TORCHS_FAULT.search(told)
         assert is_torchs_fault or not agree(value_or_error(torchs, x), expected), told
     else:
         torch.testing.assert_close(actual, expected)
 
 
-# of all pairs every third, so that each composition meets several functions, and --all of them
-PAIRS = [
-    pytest.param(name, composition, marks=[] if (i + j) % 3 == 0 else pytest.mark.exhaustive)
-    for i, name in enumerate(FUNCTIONS)
-    for j, composition in enumerate(COMPOSITIONS)
-]
+def pairs(compositions, offset):
+    """Every sixth pair, in which each composition occurs, and with --all every pair."""
+    return pytest.mark.parametrize(
+        ("name", "composition"),
+        [
+            pytest.param(
+                name,
+                composition,
+                marks=[] if (i + j + offset) % 6 == 0 else pytest.mark.exhaustive,
+            )
+            for i, name in enumerate(FUNCTIONS)
+            for j, composition in enumerate(compositions)
+        ],
+    )
 
 
-@pytest.mark.parametrize(("name", "composition"), PAIRS)
+@pairs(COMPOSITIONS, 0)
 def test_compiled_composition_has_torchs_value(name, composition):
     ours, torchs = map(COMPOSITIONS[composition], FUNCTIONS[name])
     x = logits()
@@ -70,9 +83,7 @@ def test_compiled_composition_has_torchs_value(name, composition):
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "composition"), [pair for pair in PAIRS if pair.values[1] in DIFFERENTIABLE]
-)
+@pairs(DIFFERENTIABLE, 3)
 def test_compiled_composition_has_torchs_derivative(name, composition):
     ours, torchs = map(COMPOSITIONS[composition], FUNCTIONS[name])
     x = logits().requires_grad_()
@@ -86,7 +97,7 @@ def test_compiled_composition_has_torchs_derivative(name, composition):
 
 
 # a compilation takes ten seconds
-QUICK = ("grad", "jvp", "vmap grad", "jacfwd jacfwd")
+QUICK = ("vmap grad", "jacfwd jacfwd")
 
 
 @pytest.mark.parametrize(
@@ -111,7 +122,7 @@ def test_inductor_compiles_the_composition(composition):
         compiled(lambda x: [transform(f.ours)(x) for f in served], "inductor"), x
     )
     if isinstance(actual, RuntimeError):
-        assert TORCHS_FAULT in str(actual), actual
+        assert TORCHS_FAULT.search(str(actual)), actual
     else:
         torch.testing.assert_close(actual, [transform(f.torchs)(x) for f in served])
 
