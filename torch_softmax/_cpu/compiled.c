@@ -87,8 +87,8 @@ static PyObject *run(Problem *p)
     }
     p->inverse_denominator = 1 / p->denominator;
     if (bad < 0)
-        status = p->logits.type == FLOAT64 ? run_units(p, unit_double, sizeof(double), &loss)
-                                           : run_units(p, unit_float, sizeof(float), &loss);
+        status = p->logits.type == FLOAT64 ? run_units(p, units_double, sizeof(double), &loss)
+                                           : run_units(p, units_float, sizeof(float), &loss);
     Py_END_ALLOW_THREADS
     if (status < 0)
         return PyErr_NoMemory();

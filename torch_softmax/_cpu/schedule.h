@@ -96,10 +96,11 @@ typedef double Unit(const Problem *, const Schedule *, int64_t first, int64_t n_
    The end of a parallel region waits for every thread, even for one that got no processor time. If a
    call takes longer than the CPU time of its threads together, the following calls use one thread for
    a while. */
-static int run_units(const Problem *p, Unit *unit, int64_t real_bytes, double *loss)
+static int run_units(const Problem *p, Unit *const units[2][2], int64_t real_bytes, double *loss)
 {
     static _Atomic int64_t pause_end;
     const Schedule s = schedule_of(p);
+    Unit *const unit = units[p->operation == BACKWARD][s.tile_rows == 1];
     const int64_t span = s.tile_rows == 1 ? p->n_rows : p->n_inner;
     const int64_t n_parts = (span + s.unit_rows - 1) / s.unit_rows;
     const int64_t n_units = p->n_rows / span * n_parts;

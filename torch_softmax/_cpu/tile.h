@@ -141,10 +141,11 @@ INLINE void NAME(load_and_find_row_max)(const Problem *p, NAME(Tile) *t, int64_t
 }
 
 /* runs the operation on a tile; returns the sum of the losses of its rows */
-INLINE double NAME(tile)(const Problem *p, NAME(Tile) *t, int64_t first, int is_row)
+INLINE double NAME(tile)(const Problem *p, NAME(Tile) *t, int64_t first, int is_backward,
+                         int is_row)
 {
     NAME(load_targets)(p, t, first, is_row);
-    if (p->operation == BACKWARD) {
+    if (is_backward) {
         NAME(backward)(p, t, first, is_row);
         return 0;
     }
@@ -167,9 +168,8 @@ INLINE double NAME(tile)(const Problem *p, NAME(Tile) *t, int64_t first, int is_
 }
 
 /* runs the operation on the rows of a unit, tile by tile */
-FOR_EACH_PROCESSOR
-static double NAME(unit)(const Problem *p, const Schedule *schedule, int64_t first, int64_t n_rows,
-                         void *scratch)
+INLINE double NAME(unit)(const Problem *p, const Schedule *schedule, int64_t first, int64_t n_rows,
+                         void *scratch, int is_backward, int is_row)
 {
     const int64_t size = schedule->n_steps * schedule->width;
     NAME(Tile) t;
@@ -185,8 +185,27 @@ static double NAME(unit)(const Problem *p, const Schedule *schedule, int64_t fir
     for (int64_t row = 0; row < n_rows; row += schedule->tile_rows) {
         const int64_t left = n_rows - row;
         t.n_rows = left < schedule->tile_rows ? left : schedule->tile_rows;
-        loss += schedule->tile_rows == 1 ? NAME(tile)(p, &t, first + row, 1)
-                                         : NAME(tile)(p, &t, first + row, 0);
+        loss += NAME(tile)(p, &t, first + row, is_backward, is_row);
     }
     return loss;
 }
+
+/* four functions: a single one takes the compiler twice as long, and is slower with AVX-512 */
+#define UNIT(name, is_backward, is_row)                                                   \
+    FOR_EACH_PROCESSOR                                                                    \
+    static double NAME(name)(const Problem *p, const Schedule *schedule, int64_t first,   \
+                             int64_t n_rows, void *scratch)                               \
+    {                                                                                     \
+        return NAME(unit)(p, schedule, first, n_rows, scratch, is_backward, is_row);      \
+    }
+UNIT(forward_of_rows, 0, 0)
+UNIT(forward_of_row, 0, 1)
+UNIT(backward_of_rows, 1, 0)
+UNIT(backward_of_row, 1, 1)
+#undef UNIT
+
+/* by is_backward and is_row */
+static Unit *const NAME(units)[2][2] = {
+    {NAME(forward_of_rows), NAME(forward_of_row)},
+    {NAME(backward_of_rows), NAME(backward_of_row)},
+};
