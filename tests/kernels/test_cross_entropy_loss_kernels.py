@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from numerics import assert_as_accurate_as_torch
+from pairwise import pairwise
 from torch_softmax import _launch
 from torch_softmax._launch import clusters
 
@@ -56,7 +57,6 @@ OPTIONS = {
         "logit_scale": 0.7,
     },
 }
-OPTION = pytest.mark.parametrize("options", [PLAIN | o for o in OPTIONS.values()], ids=OPTIONS)
 
 
 @pytest.fixture(autouse=True)
@@ -144,10 +144,13 @@ def assert_accurate(actual, logits, target, weight, options):
         assert_as_accurate_as_torch(value, baseline, exact)
 
 
-@SHAPE
-@OPTION
-@pytest.mark.parametrize("make_target", [class_indices, probabilities])
-def test_cross_entropy_loss_and_gradient_are_accurate(kernel_device, shape, options, make_target):
+# each option with each shape, and each of them with either target
+@pytest.mark.parametrize(
+    ("shape", "option", "make_target"),
+    pairwise([*SHAPES, *STRIDED_SHAPES], list(OPTIONS), [class_indices, probabilities]),
+)
+def test_cross_entropy_loss_and_gradient_are_accurate(kernel_device, shape, option, make_target):
+    options = PLAIN | OPTIONS[option]
     logits = make_logits(shape, kernel_device)
     target = make_target(logits, options["ignore_index"])
     weight = class_weight(logits) if options["weighted"] else None

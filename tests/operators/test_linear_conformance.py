@@ -56,14 +56,22 @@ def settings(case):
     )
 
 
-def each_sample(marks_of=lambda case: ()):
+COVERING = covering(CASES, settings)
+
+
+def each_sample(cases=CASES):
+    """Each of ``cases``, and with --all the others."""
     return pytest.mark.parametrize(
         ("name", "index"),
-        [pytest.param(*case, id="-".join(map(str, case)), marks=marks_of(case)) for case in CASES],
+        [
+            pytest.param(
+                *case,
+                id="-".join(map(str, case)),
+                marks=() if case in cases else pytest.mark.exhaustive,
+            )
+            for case in CASES
+        ],
     )
-
-
-COVERING = covering(CASES, settings)
 
 
 def ours(input, linear_weight, target, linear_bias, **options):
@@ -85,17 +93,23 @@ def test_linear_conformance_sample_has_torchs_value_and_gradients(name, index):
 
 
 @each_sample()
-def test_linear_conformance_sample_has_them_in_float32(name, index, device):
+def test_linear_conformance_sample_has_them_in_float32(name, index):
+    arguments, options = samples(name, torch.float)[index]
+    assert_agrees(ours, theirs, *arguments, **options)
+
+
+@each_sample(COVERING)
+def test_linear_conformance_sample_has_them_from_the_kernels(name, index, kernel_device):
     arguments, options = samples(name, torch.float)[index]
 
     def moved(x):
-        return x if x is None else x.detach().to(device).requires_grad_(x.requires_grad)
+        return x if x is None else x.detach().to(kernel_device).requires_grad_(x.requires_grad)
 
     options = {name: moved(x) if torch.is_tensor(x) else x for name, x in options.items()}
     assert_agrees(ours, theirs, *map(moved, arguments), **options)
 
 
-@each_sample(lambda case: () if case in COVERING else pytest.mark.exhaustive)
+@each_sample(COVERING)
 def test_linear_conformance_sample_has_right_gradients_in_every_mode(name, index):
     arguments, options = samples(name, torch.double)[index]
     inputs, function = differentiable(arguments, options)
