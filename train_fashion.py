@@ -60,8 +60,11 @@ class Recipe(NamedTuple):
     erase: bool  # a rectangle of each training image
 
 
-# the best one is for a GPU
-RECIPES = {"quick": Recipe(16, 10, 5e-3, False), "best": Recipe(80, 40, 3e-3, True)}
+RECIPES = {
+    "quick": Recipe(16, 10, 5e-3, False),
+    "long": Recipe(16, 26, 5e-3, True),
+    "best": Recipe(80, 40, 3e-3, True),  # for a GPU
+}
 LOSSES = ("fused", "triton", "torch")
 
 
