@@ -155,6 +155,8 @@ class LossTerms(NamedTuple):
         """The loss of each row."""
         loss, lse = rows.nll, rows.lse
         if self.row_weight is not None:
+            # masked before the product, whose derivative in the weight would be NaN
+            loss = loss if self.ignored is None else loss.masked_fill(self.ignored, 0)
             loss = self.row_weight * loss
         if self.smooth_factor > 0:
             loss = self.nll_factor * loss + self.smooth_factor * rows.smooth

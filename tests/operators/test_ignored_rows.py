@@ -50,6 +50,22 @@ def test_cross_entropy_ignores_a_row_whatever_its_logits(name, fill, n_classes, 
         assert (actual[1][1] == 0).all()
 
 
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("fill", [NAN, INF, -INF])
+def test_class_weights_have_no_gradient_from_an_ignored_row(
+    reduction, label_smoothing, fill, device
+):
+    weight = torch.rand(5, device=device, requires_grad=True)
+    target = torch.tensor([0, -100, 2], device=device)
+    logits = torch.randn(3, 5, device=device)
+    options = {"label_smoothing": label_smoothing, "reduction": reduction}
+    expected = value_and_gradients(torch_softmax.cross_entropy, logits, target, weight, **options)
+    logits[1] = fill
+    actual = value_and_gradients(torch_softmax.cross_entropy, logits, target, weight, **options)
+    torch.testing.assert_close(actual, expected)
+
+
 @pytest.mark.parametrize("grad_enabled", [False, True])
 def test_break_04_logits_of_ignored_rows_are_not_written(grad_enabled, device):
     logits = torch.randn(4, 10, device=device)

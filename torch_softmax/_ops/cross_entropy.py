@@ -131,7 +131,8 @@ class CrossEntropyRowsFunction(Function):
         b = torch.zeros_like(softmax_stats[..., 0]) if dnll is None else dnll
         dlogits = dtarget = dclass_weight = None
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            x = reference.apply_softcap(logits, ctx.logit_scale, ctx.softcap)
+            x = _without_unused_rows(logits, gradients[:5])
+            x = reference.apply_softcap(x, ctx.logit_scale, ctx.softcap)
             dtarget, dclass_weight = _gradients_of_weights(
                 x, target, class_weight, b, dsmooth, dtarget_weight
             )
