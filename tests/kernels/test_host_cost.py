@@ -57,6 +57,12 @@ def test_host_compiles_with_the_first_launch(report):
     assert all(launch["just_in_time"] for launch in step["forward"] + step["backward"])
 
 
+@pytest.mark.parametrize("step", ["sum", "many rows"])
+def test_host_compiles_each_specialization_of_a_kernel(report, step):
+    # of another tile than before, and with another kind of denominator
+    assert report[step]["forward"][-1]["just_in_time"]
+
+
 def test_host_launches_two_kernels_forward_and_one_backward_for_many_rows(report):
     # 4 rows a program, and 4096 targets
     step = report["other rows of the same specialization"]
