@@ -35,7 +35,7 @@ REGISTERS_OF_AN_SM = 64 * 1024
 
 
 def parameters(condition=lambda case: True):
-    """The cases of which the condition holds, most of them marked exhaustive."""
+    """The cases of which the condition holds, marked exhaustive where another stands for them."""
     return [
         pytest.param(str(case), marks=[pytest.mark.exhaustive] if is_exhaustive(case) else [])
         for case in CASES

@@ -59,7 +59,7 @@ def test_host_compiles_with_the_first_launch(report):
 
 @pytest.mark.parametrize("step", ["sum", "many rows"])
 def test_host_compiles_each_specialization_of_a_kernel(report, step):
-    # of another tile than before, and with another kind of denominator
+    # the sum has another tile than the steps before it, and the mean another kind of denominator
     assert report[step]["forward"][-1]["just_in_time"]
 
 

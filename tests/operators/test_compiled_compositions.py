@@ -3,8 +3,6 @@
 Where that is wrong or raises, ours may raise.
 """
 
-import re
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,19 +17,20 @@ def compiled(function, backend):
     return torch.compile(function, backend=backend, fullgraph=True)
 
 
-# PyTorch fails so while it traces its own operators: in nested forward mode, with which of them
-# depends on what the process has traced before; and once in thousands of traces, where an operator
-# does not see the transforms around it (torch 2.14)
-TORCHS_FAULT = re.compile(
-    r"INTERNAL ASSERT FAILED|convert all Tensors to FakeTensors.*aten\.", re.S
-)
+# PyTorch fails so in nested forward mode, with its own functions as well, and with which of them
+# depends on what the process has traced before (torch 2.14)
+TORCHS_FAULT = "INTERNAL ASSERT FAILED"
+# once in thousands of traces an operator of PyTorch does not see the transforms around it (torch
+# 2.14); a tensor of ours that is no FakeTensor would fail a second trace too
+RARE_FAULT = "Found in aten."
 
 
-def value_or_error(function, x):
+def value_or_error(function, x, attempts=2):
     try:
         return function(x)
     except RuntimeError as error:
-        return error
+        is_rare = any(RARE_FAULT in str(cause) for cause in causes_of(error))
+        return value_or_error(function, x, attempts - 1) if is_rare and attempts > 1 else error
 
 
 def causes_of(error):
@@ -51,7 +50,7 @@ def assert_right_or_refused_with_torch(ours, torchs, x, expected):
     if isinstance(actual, RuntimeError):
         # Dynamo reports some errors of the traced code as the cause of its own
         told = "\n".join(map(str, causes_of(actual)))
-        is_torchs_fault = TORCHS_FAULT.search(told)
+        is_torchs_fault = TORCHS_FAULT in told
         assert is_torchs_fault or not agree(value_or_error(torchs, x), expected), told
     else:
         torch.testing.assert_close(actual, expected)
@@ -122,7 +121,7 @@ def test_inductor_compiles_the_composition(composition):
         compiled(lambda x: [transform(f.ours)(x) for f in served], "inductor"), x
     )
     if isinstance(actual, RuntimeError):
-        assert TORCHS_FAULT.search(str(actual)), actual
+        assert TORCHS_FAULT in str(actual), actual
     else:
         torch.testing.assert_close(actual, [transform(f.torchs)(x) for f in served])
 

@@ -1,7 +1,8 @@
-"""PyTorch's own samples of ``linear_cross_entropy``, held by ours.
+"""PyTorch's own samples of ``linear_cross_entropy``, computed by ours.
 
 The collections come with the installed PyTorch: the plain form, and two of its chunked form, whose
-``options`` say only how large a chunk is.
+``options`` say only how large a chunk is. The kernels and the gradient checks take samples in which
+all pairs of settings occur, and with --all every sample.
 """
 
 import functools
@@ -24,7 +25,7 @@ SLOW_MODE_ELEMENTS = 40
 pytestmark = pytest.mark.skipif(not COLLECTIONS, reason="needs PyTorch 2.13 for its samples")
 
 
-# all samples of a collection take a tenth of a second
+# drawn once: each test takes one sample, and drawing a collection takes a tenth of a second
 @functools.cache
 def samples(name, dtype):
     """Arguments of each sample, the bias among them, and its keywords without ``options``."""
@@ -93,13 +94,13 @@ def test_linear_conformance_sample_has_torchs_value_and_gradients(name, index):
 
 
 @each_sample()
-def test_linear_conformance_sample_has_them_in_float32(name, index):
+def test_linear_conformance_sample_has_torchs_value_and_gradients_in_float32(name, index):
     arguments, options = samples(name, torch.float)[index]
     assert_agrees(ours, theirs, *arguments, **options)
 
 
 @each_sample(COVERING)
-def test_linear_conformance_sample_has_them_from_the_kernels(name, index, kernel_device):
+def test_linear_conformance_sample_has_torchs_value_and_gradients_from_the_kernels(name, index, kernel_device):
     arguments, options = samples(name, torch.float)[index]
 
     def moved(x):

@@ -47,8 +47,8 @@ class Cpu:
             is_compiled = "no"
         return {
             "device": names[0] if names else platform.processor() or platform.machine(),
-            # ATEN_CPU_CAPABILITY=avx2 in the environment lets PyTorch use no more
-            "instructions of PyTorch": torch.backends.cpu.get_cpu_capability(),
+            # the environment variable ATEN_CPU_CAPABILITY can lower it
+            "instruction set of PyTorch": torch.backends.cpu.get_cpu_capability(),
             "compiled loss": is_compiled,
         }
 

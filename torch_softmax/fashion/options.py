@@ -102,8 +102,8 @@ def add_training_flags(
     add = parser.add_argument_group("training").add_argument
     default = next(iter(recipes))
     add("--loss", help="triton: fused, only in Triton kernels", choices=losses, default=losses[0])
-    recipe = "long: more epochs, of partly blackened images; best: a larger net, for a GPU"
-    add("--recipe", help=recipe, choices=[*recipes], default=default)
+    about = "long: more epochs, with parts of images blackened; best: also a larger net, for a GPU"
+    add("--recipe", help=about, choices=[*recipes], default=default)
     each = ", ".join(f"{name} {recipe.epochs}" for name, recipe in recipes.items())
     epochs = f"passes over the training images (default: {each})"
     add("--epochs", help=epochs, type=whole_number(1, 10**6))
