@@ -4,12 +4,12 @@
     python train_fashion.py evaluate
     python train_fashion.py predict shirt.jpg
 
-Test accuracy of the recipe quick: 93.32 % (standard deviation 0.04) by the mean logits of each image
-and its mirror image, 92.90 % (0.08) by the image alone, over the seeds 0, 1 and 2; 10 epochs in
-float32 take 89 to 100 s on 2 cores of a Xeon with AVX-512 and torch 2.14.1. Its calibration error of
-1.3 % falls to 0.7 % where the logits are divided by a temperature, which is fitted on 2,000 training
-images that are held out. Measured with ``python train_fashion.py --precision fp32 --seed N``. The
-recipe long reaches 93.87 % (0.12) in bf16, in 140 to 149 s with AMX.
+Test accuracy of the recipe quick: 93.32 % (standard deviation 0.04) by the mean logits of each
+image and its mirror image, 92.90 % (0.08) by the image alone, over the seeds 0, 1 and 2; 10 epochs
+in float32 take 89 to 100 s on 2 cores of a Xeon with AVX-512 and torch 2.14.1. Its calibration
+error of 1.3 % falls to 0.7 % where the logits are divided by a temperature, which is fitted on
+2,000 training images that are held out. Measured with ``python train_fashion.py --precision fp32
+--seed N``. The recipe long reaches 93.87 % (0.12) in bf16, in 140 to 149 s with AMX.
 
 The data come from --data-dir, from Debian's package dataset-fashion-mnist, or from torchvision's
 download, and their contents are checked. Without them the script says why, trains on garments that

@@ -94,13 +94,13 @@ def test_linear_conformance_sample_has_torchs_value_and_gradients(name, index):
 
 
 @each_sample()
-def test_linear_conformance_sample_has_torchs_value_and_gradients_in_float32(name, index):
+def test_linear_conformance_sample_has_torchs_results_in_float32(name, index):
     arguments, options = samples(name, torch.float)[index]
     assert_agrees(ours, theirs, *arguments, **options)
 
 
 @each_sample(COVERING)
-def test_linear_conformance_sample_has_torchs_value_and_gradients_from_the_kernels(name, index, kernel_device):
+def test_linear_conformance_sample_has_torchs_results_from_the_kernels(name, index, kernel_device):
     arguments, options = samples(name, torch.float)[index]
 
     def moved(x):
