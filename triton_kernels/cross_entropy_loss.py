@@ -113,7 +113,6 @@ def cross_entropy_loss_kernel(
         x = tl.where(targets.is_counted[:, None], x, -float("inf"))
     weights = load_class_weights(target, class_weight_ptr, tile, n_cols, TILE, dtype)
     denominator_value = load_denominator(denominator, targets, dtype)
-
     stats, exp_x = tile_row_stats(
         x, target, targets, softcap(target_logits, SOFTCAP), class_weight_ptr, weights, n_cols
     )
