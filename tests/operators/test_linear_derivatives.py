@@ -136,6 +136,39 @@ def test_linear_cross_entropy_compiles_into_one_graph(is_soft, reduction, device
     torch.testing.assert_close(*results)
 
 
+# an input, a parameter of which the result is a function too
+@pytest.mark.parametrize("wanted", [(0,), (1,), (1, 3)])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_second_derivative_of_compiled_linear_cross_entropy_raises(reduction, wanted):
+    head = random_head(dtype=torch.double)
+    tensors = [y.detach().requires_grad_(i in wanted) for i, y in enumerate(head) if i != 2]
+    target = head[2]
+    torch._dynamo.reset()
+
+    @torch.compile(backend="aot_eager", fullgraph=True)
+    def compiled(x, linear_weight, linear_bias):
+        return torch_softmax.linear_cross_entropy(
+            x, linear_weight, target, linear_bias=linear_bias, reduction=reduction
+        )
+
+    loss = compiled(*tensors).sum()
+    inputs = [y for y in tensors if y.requires_grad]
+    gradients = torch.autograd.grad(loss, inputs, create_graph=True)
+    penalty = sum(gradient.square().sum() for gradient in gradients)
+    with pytest.raises(RuntimeError, match="double backward"):
+        torch.autograd.grad(loss + penalty, inputs)
+
+
+def test_linear_cross_entropy_of_no_features_compiles():
+    x, weight = torch.zeros(3, 0, requires_grad=True), torch.zeros(5, 0, requires_grad=True)
+    target = torch.tensor([0, 1, 2])
+    torch._dynamo.reset()
+    compiled = torch.compile(torch_softmax.linear_cross_entropy, backend="aot_eager")
+    loss = compiled(x, weight, target)
+    loss.backward()
+    torch.testing.assert_close(loss, torch.tensor(5.0).log())
+
+
 # torch.compile looks at the gradient of inputs that are not leaves
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
 @each_reduction

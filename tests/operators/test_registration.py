@@ -19,6 +19,7 @@ def operator_arguments(device):
     plain, capped = (1.0, None), (1.5, 2.0)
     total = torch.tensor(7.0, device=device)
     mean = (-100, "mean", 0.0, 0.0, None, 1.0)
+    factor = torch.tensor(2.0, device=device)
     every_option = (2, "sum", 0.1, 0.01, 2.0, 1.5)
     softmax_stats = reference.cross_entropy_forward(x, target, None)[-1]
     indices = (x, target, weight, softmax_stats, rows, rows, rows, rows)
@@ -54,8 +55,8 @@ def operator_arguments(device):
             (x.clone(), target, weight, None, torch.float32, *every_option),
             (x.clone(), y, None, total, torch.float32, *mean),
         ],
-        "scale": [(x, torch.tensor(2.0, device=device))],
-        "scale_inplace": [(x.clone(), torch.tensor(2.0, device=device))],
+        "scale": [(x, factor, []), (x, factor, [x.clone(), target])],
+        "scale_inplace": [(x.clone(), factor)],
     }
 
 
@@ -89,8 +90,8 @@ def test_reference_defines_what_the_kernels_compute(kernel_device):
         expected, dlogits = reference.cross_entropy_loss(*tensors_and_dtype, True, *options)
         loss = OPERATORS.cross_entropy_loss_inplace(*arguments)
         torch.testing.assert_close([loss, arguments[0]], [expected, dlogits], check_stride=False)
-    for x, factor in samples.pop("scale"):
-        assert torch.equal(OPERATORS.scale(x, factor), x * factor)
+    for x, factor, inputs in samples.pop("scale"):
+        assert torch.equal(OPERATORS.scale(x, factor, inputs), x * factor)
     for x, factor in samples.pop("scale_inplace"):
         expected = x * factor
         OPERATORS.scale_inplace(x, factor)

@@ -5,7 +5,7 @@ gradient. So the pass that computes the loss also writes the gradient, and backw
 the logits again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -184,9 +184,12 @@ def _gradient(ctx: Any, dloss: Tensor, dlogits: Tensor, inputs: list[Any]) -> Te
     return gradient
 
 
-def scaled_gradient(gradient: Tensor, factor: Tensor) -> Tensor:
-    """A saved gradient times its factor, in its own memory where no other backward needs it."""
+def scaled_gradient(gradient: Tensor, factor: Tensor, inputs: Sequence[Tensor] = ()) -> Tensor:
+    """A saved gradient times its factor, in its own memory where no other backward needs it.
+
+    A second derivative of a compiled function raises if it is one of ``inputs``.
+    """
     if torch.compiler.is_compiling() or torch._C._autograd._get_current_graph_task_keep_graph():
-        return scale(gradient, factor)
+        return scale(gradient, factor, list(inputs))
     scale_inplace(gradient, factor)
     return gradient

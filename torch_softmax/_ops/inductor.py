@@ -25,9 +25,9 @@ def register_lowering() -> None:
     to_new_memory = lowering.fallback_handler(operators.scale.default, add_to_fallback_set=False)
 
     @lowering.register_lowering(operators.scale.default, type_promotion_kind=None)
-    def scale(x: Any, factor: Any) -> Any:
+    def scale(x: Any, factor: Any, inputs: Any) -> Any:
         if not _is_donated(x):
-            return to_new_memory(x, factor)
+            return to_new_memory(x, factor, inputs)
         ir.FallbackKernel.create(operators.scale_inplace.default, x, factor)
         return x
 

@@ -162,7 +162,7 @@ class HeadGradients:
 
 def empty_gradients(head: LinearHead, needed: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
     """Uninitialized gradients, as fake tensors stand for them."""
-    like = (head.x, head.weight, head.weight[:, 0])
+    like = (head.x, head.weight, head.weight.new_empty(len(head.weight)))
     dx, dweight, dbias = (
         torch.empty_like(y, memory_format=torch.contiguous_format) if is_needed else y.new_empty(0)
         for y, is_needed in zip(like, needed, strict=True)

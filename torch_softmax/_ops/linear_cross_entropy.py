@@ -205,8 +205,9 @@ class LinearCrossEntropyFunction(Function):
         needed = [(i, y) for i, y in ((0, dx), (1, dweight), (3, dbias)) if needs[i]]
         results: list[Tensor | None] = [None] * 10
         if not needs_differentiable_backward(dloss):
+            inputs = [tensors[i] for i, _ in needed]
             for i, gradient in needed:
-                results[i] = scaled_gradient(gradient, dloss)
+                results[i] = scaled_gradient(gradient, dloss, inputs)
         elif not torch.is_grad_enabled():
             # a batch of incoming gradients
             for i, gradient in needed:

@@ -1,5 +1,7 @@
 """Scaling of a gradient that was computed before its factor was known."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -8,17 +10,19 @@ from torch_softmax._ops.registration import refuse_derivatives, register
 
 scale_inplace = register("scale_inplace(Tensor(a!) x, Tensor factor) -> ()", lambda x, factor: None)
 
-torch.library.define("torch_softmax::scale", "(Tensor x, Tensor factor) -> Tensor")
+# with what x is the gradient of a function of: a compiled backward that does not read them would
+# take a second derivative for 0, where one that does raises
+torch.library.define("torch_softmax::scale", "(Tensor x, Tensor factor, Tensor[] inputs) -> Tensor")
 
 
 @torch.library.impl("torch_softmax::scale", "CompositeExplicitAutograd")
-def _(x: Tensor, factor: Tensor) -> Tensor:
+def _(x: Tensor, factor: Tensor, inputs: Sequence[Tensor]) -> Tensor:
     refuse_derivatives("scale", (x, factor))
     return x * factor
 
 
 @torch.library.register_fake("torch_softmax::scale")
-def _(x: Tensor, factor: Tensor) -> Tensor:
+def _(x: Tensor, factor: Tensor, inputs: Sequence[Tensor]) -> Tensor:
     refuse_derivatives("scale", (x, factor))
     register_lowering()
     return torch.empty_like(x)
