@@ -110,6 +110,11 @@ class LinearCrossEntropyLoss(_WeightedLoss):
         chunk_size: int | None = None,
     ) -> None:
         super().__init__(weight, reduction=reduction)
+        if isinstance(out_features, int):
+            raise TypeError(
+                "LinearCrossEntropyLoss needs out_features to be a tuple of sizes, "
+                f"got {out_features}"
+            )
         self.num_classes = num_classes
         self.out_features = out_features
         # two axes, as checkpoints and optimizers know them

@@ -47,3 +47,8 @@ def test_linear_cross_entropy_names_what_it_refuses(function, changed, error, wo
 def test_linear_cross_entropy_needs_batched_input_for_several_losses_of_a_row():
     with pytest.raises(ValueError, match=r"needs input of shape \(..., features\)"):
         torch_softmax.linear_cross_entropy(torch.zeros(3), torch.zeros(5, 2, 3), TARGET[:2])
+
+
+def test_linear_module_needs_a_tuple_of_sizes():
+    with pytest.raises(TypeError, match="needs out_features to be a tuple of sizes, got 2"):
+        torch_softmax.LinearCrossEntropyLoss(4, 5, out_features=2)
