@@ -73,6 +73,23 @@ def test_vocab_parallel_second_derivatives_of_weights_are_the_unsharded_ones(nam
 
 
 @pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("name", ["none", "mean", "smoothing"])
+def test_vocab_parallel_class_weights_have_no_gradient_from_an_ignored_row(name, number):
+    logits, target, weight = rows(10, "indices")
+    logits[target == -100] = number
+    w = weight.clone().requires_grad_()
+    loss = cross_entropy(logits, target, w, **OPTIONS[name]).sum()
+    (expected,) = torch.autograd.grad(loss, w)
+    assert expected.isfinite().all()
+    with local_ranks():
+        x, w = shards(logits, CHUNKS), shards(weight, CHUNKS, 0).requires_grad_()
+        args = (x, replicated(target), w)
+        loss = vocab_parallel_cross_entropy(*args, num_classes=10, **OPTIONS[name]).sum()
+        (actual,) = torch.autograd.grad(loss, w)
+        assert_close(whole(actual, 0), expected)
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
 def test_vocab_parallel_second_derivatives_of_ignored_rows_are_zero(number):
     logits, target, _ = rows(10, "indices")
     logits[target == -100] = number

@@ -101,7 +101,7 @@ class VocabParallelRowsFunction(Function):
             backward = differentiable_shard_backward
         dlogits = dtarget = dweight = None
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            cost = _cost(logits, rows, options)
+            cost = _cost(*without_unused_rows(logits, rows, of_rows), options)
             dtarget, dweight = gradients_of_weights(cost, target, weight, ctx.first_class, of_rows)
         if ctx.needs_input_grad[0]:
             dlogits = backward(

@@ -57,7 +57,8 @@ def without_unused_rows(
 ) -> tuple[Tensor, GlobalRows]:
     """Both with 0 in rows that are not finite and whose gradients are 0, as ignored rows are.
 
-    Their gradient is 0, but in a second derivative 0 times their NaN would be NaN.
+    Their gradient is 0, but in the gradient of class weights and in second derivatives 0 times
+    their NaN would be NaN.
     """
     is_unused = ~rows.lse.isfinite()
     for gradient in gradients:
