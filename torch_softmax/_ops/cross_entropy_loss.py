@@ -187,7 +187,7 @@ def _gradient(ctx: Any, dloss: Tensor, dlogits: Tensor, inputs: list[Any]) -> Te
 def scaled_gradient(gradient: Tensor, factor: Tensor, inputs: Sequence[Tensor] = ()) -> Tensor:
     """A saved gradient times its factor, in its own memory where no other backward needs it.
 
-    A second derivative of a compiled function raises if it is one of ``inputs``.
+    In a compiled function, a second derivative with respect to one of ``inputs`` raises.
     """
     if torch.compiler.is_compiling() or torch._C._autograd._get_current_graph_task_keep_graph():
         return scale(gradient, factor, list(inputs))

@@ -10,8 +10,8 @@ from torch_softmax._ops.registration import refuse_derivatives, register
 
 scale_inplace = register("scale_inplace(Tensor(a!) x, Tensor factor) -> ()", lambda x, factor: None)
 
-# with what x is the gradient of a function of: a compiled backward that does not read them would
-# take a second derivative for 0, where one that does raises
+# The gradient x depends on inputs. A compiled backward that reads them raises for a second
+# derivative; without them autograd would take that derivative for 0
 torch.library.define("torch_softmax::scale", "(Tensor x, Tensor factor, Tensor[] inputs) -> Tensor")
 
 
