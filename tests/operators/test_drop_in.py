@@ -195,6 +195,16 @@ def test_numpy_numbers_and_scalar_tensors_are_accepted():
     assert torch.equal(softmax(x, torch.tensor(1)), softmax(x, 1))
 
 
+def test_numpy_numbers_are_accepted_in_a_compiled_function():
+    def compute(x, y):
+        loss = cross_entropy(x, y, ignore_index=np.int64(2), label_smoothing=np.float32(0.125))
+        return loss, softmax(x, np.int64(1))
+
+    x, y = torch.randn(3, 4), torch.tensor([0, 2, 3])
+    compiled = torch.compile(compute, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, y), compute(x, y))
+
+
 def test_no_classes_raise_an_error_that_names_the_argument():
     with pytest.raises(IndexError, match="cross_entropy needs input with at least one class"):
         cross_entropy(torch.randn(3, 0), torch.zeros(3, dtype=torch.long))

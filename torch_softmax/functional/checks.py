@@ -61,10 +61,14 @@ def as_int(function: str, argument: str, value: Any) -> int:
     """An integer as an int; NumPy integers and 0-dim integer tensors are accepted."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
+    number = value
+    if not isinstance(value, Tensor) and getattr(value, "ndim", None) == 0:
+        # NumPy's; torch.compile traces neither item() nor operator.index for its integers
+        number = value.tolist()
     try:
-        if isinstance(value, bool):
+        if isinstance(number, bool):
             raise TypeError
-        return operator.index(value)
+        return operator.index(number)
     except TypeError:
         raise ArgumentTypeError(f"{function} needs {argument} of type int, got {value!r}") from None
 
