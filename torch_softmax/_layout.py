@@ -25,15 +25,13 @@ def with_collapsible_batch_dims(x: Tensor) -> Tensor:
     return x if x.dim() <= 3 or collapse_batch_dims(x) else x.contiguous()
 
 
-def empty_rows_like(x: Tensor, dtype: torch.dtype) -> Tensor:
+def empty_rows_like(x: Tensor) -> Tensor:
     """An uninitialized result in the layout of ``x``, or contiguous if that does not collapse."""
-    y = torch.empty_like(x, dtype=dtype)
+    y = torch.empty_like(x)
     if y.dim() <= 2:
         return y
     sizes = (collapse_batch_dims(x), (1, x.shape[:-1].numel()))
-    return (
-        y if collapse_batch_dims(y) in sizes else torch.empty(x.shape, dtype=dtype, device=x.device)
-    )
+    return y if collapse_batch_dims(y) in sizes else empty_contiguous_like(x, x.dtype)
 
 
 def empty_contiguous_like(x: Tensor, dtype: torch.dtype) -> Tensor:

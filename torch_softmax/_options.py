@@ -14,3 +14,6 @@ class LossOptions(NamedTuple):
     z_loss: float = 0.0
     softcap: float | None = None
     logit_scale: float = 1.0
+
+
+DEFAULT_OPTIONS = LossOptions()

@@ -104,8 +104,8 @@ def guarded_buffers(monkeypatch):
 def far_results(monkeypatch):
     """Lay results out as the launchers' arguments are, where they would be made contiguous."""
 
-    def empty_strided_like(x, dtype):
-        return torch.empty_strided(x.shape, x.stride(), dtype=dtype, device=x.device)
+    def empty_strided_like(x, dtype=None):
+        return torch.empty_strided(x.shape, x.stride(), dtype=dtype or x.dtype, device=x.device)
 
     for launcher in LAUNCHERS:
         for name in ("empty_rows_like", "empty_contiguous_like"):

@@ -18,7 +18,7 @@ from torch_softmax._cpu.cross_entropy_blocks import (
 )
 from torch_softmax._cpu.results import empty_result_like
 from torch_softmax._layout import RowOutputs, empty_row_outputs
-from torch_softmax._options import LossOptions
+from torch_softmax._options import DEFAULT_OPTIONS, LossOptions
 
 
 def cross_entropy_loss(
@@ -31,7 +31,7 @@ def cross_entropy_loss(
     *options: Any,
 ) -> tuple[Tensor, Tensor]:
     """The loss of all rows in ``dtype``, and dlogits, which is empty without gradient."""
-    dlogits = empty_result_like(logits, logits.dtype) if with_gradient else None
+    dlogits = empty_result_like(logits) if with_gradient else None
     loss = _loss(dlogits, logits, target, weight, denominator, dtype, options)
     return loss, logits.new_empty(0) if dlogits is None else dlogits
 
@@ -65,7 +65,7 @@ def cross_entropy_forward(
 
 def cross_entropy_backward(logits: Tensor, *args: Any) -> Tensor:
     """dlogits, as ``reference.cross_entropy_backward`` defines it."""
-    dlogits = empty_result_like(logits, logits.dtype)
+    dlogits = empty_result_like(logits)
     backward = compiled_backward if _is_compiled(logits) else backward_in_blocks
     backward(dlogits, logits, *args)
     return dlogits
@@ -87,7 +87,8 @@ def _loss(
     options: tuple[Any, ...],
 ) -> Tensor:
     loss = compiled_loss if _is_compiled(logits) else loss_in_blocks
-    value = loss(dlogits, logits, target, weight, denominator, LossOptions(*options))
+    filled = LossOptions(*options) if options else DEFAULT_OPTIONS
+    value = loss(dlogits, logits, target, weight, denominator, filled)
     return torch.scalar_tensor(value, dtype=dtype or logits.dtype)
 
 

@@ -16,9 +16,9 @@ HUGE_PAGE_BYTES = 2 * 2**20
 MIN_FRESH_BYTES = 16 * 2**20
 
 
-def empty_result_like(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """An uninitialized result in the layout of ``x``."""
-    return _in_huge_pages(empty_rows_like(x, dtype))
+def empty_result_like(x: Tensor) -> Tensor:
+    """An uninitialized result in the layout and dtype of ``x``."""
+    return _in_huge_pages(empty_rows_like(x))
 
 
 def empty_result(shape: torch.Size, dtype: torch.dtype) -> Tensor:

@@ -48,7 +48,7 @@ def launch_cross_entropy_forward(
 
 def launch_cross_entropy_backward(logits: Tensor, *args: Any) -> Tensor:
     """dlogits, as ``reference.cross_entropy_backward`` defines it."""
-    dlogits = empty_rows_like(logits, logits.dtype)
+    dlogits = empty_rows_like(logits)
     _launch_backward_into(dlogits, logits, *args)
     return dlogits
 

@@ -24,7 +24,7 @@ def launch_cross_entropy_loss(
     *options: Any,
 ) -> tuple[Tensor, Tensor]:
     """Sum or mean of the losses in ``dtype``, and its gradient or an empty tensor."""
-    dlogits = empty_rows_like(logits, logits.dtype) if with_gradient else None
+    dlogits = empty_rows_like(logits) if with_gradient else None
     loss = _launch_into(dlogits, logits, target, weight, denominator, dtype, options)
     return loss, logits.new_empty(0) if dlogits is None else dlogits
 
@@ -74,7 +74,7 @@ def _launch_into(
         if len(_plans) == MAX_SCHEDULES:
             _plans.clear()
         plan = _plans[key] = LossPlan(*tensors, LossOptions(*options))
-    loss = torch.empty((), dtype=dtype, device=logits.device)
+    loss = logits.new_empty((), dtype=dtype)
     plan.launch(loss, *tensors)
     return loss
 

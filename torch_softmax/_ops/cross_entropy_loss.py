@@ -5,7 +5,7 @@ gradient. So the pass that computes the loss also writes the gradient, and backw
 the logits again.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,8 +20,8 @@ from torch_softmax._ops.registration import (
     register,
     takes_functions,
 )
-from torch_softmax._ops.scale import scale, scale_inplace
-from torch_softmax._options import LossOptions
+from torch_softmax._ops.scale import scaled_gradient
+from torch_softmax._options import DEFAULT_OPTIONS, LossOptions
 
 _TENSORS = "Tensor target, Tensor? weight=None, Tensor? denominator=None"
 _OPTIONS = (
@@ -148,7 +148,7 @@ class SoftmaxCrossEntropyFunction(Function):
             weight is None
             and denominator is None
             and dtype is logits.dtype
-            and options == LossOptions()
+            and options == DEFAULT_OPTIONS
         )
         if inplace:
             loss: Tensor = cross_entropy_loss_inplace(*args, *options)
@@ -181,15 +181,4 @@ def _gradient(ctx: Any, dloss: Tensor, dlogits: Tensor, inputs: list[Any]) -> Te
     args = (*inputs, LossOptions(*ctx.options), ctx.dtype)
     loss, _ = reference.compose_loss(reference.cross_entropy_forward, *args)
     (gradient,) = torch.autograd.grad(loss, inputs[0], dloss, create_graph=True)
-    return gradient
-
-
-def scaled_gradient(gradient: Tensor, factor: Tensor, inputs: Sequence[Tensor] = ()) -> Tensor:
-    """A saved gradient times its factor, in its own memory where no other backward needs it.
-
-    In a compiled function, a second derivative with respect to one of ``inputs`` raises.
-    """
-    if torch.compiler.is_compiling() or torch._C._autograd._get_current_graph_task_keep_graph():
-        return scale(gradient, factor, list(inputs))
-    scale_inplace(gradient, factor)
     return gradient

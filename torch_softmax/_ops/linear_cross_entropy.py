@@ -18,7 +18,6 @@ from torch_softmax._ops.cross_entropy_loss import (
     cross_entropy_loss_inplace,
     cross_entropy_loss_operator,
     cross_entropy_with_rows,
-    scaled_gradient,
 )
 from torch_softmax._ops.linear_chunks import HeadGradients, LinearHead, chunks, empty_gradients
 from torch_softmax._ops.linear_cross_entropy_rows import linear_cross_entropy_rows
@@ -29,6 +28,7 @@ from torch_softmax._ops.linear_rows import (
     placeholder_logits,
 )
 from torch_softmax._ops.registration import needs_differentiable_backward, takes_functions
+from torch_softmax._ops.scale import scaled_gradient
 from torch_softmax._options import LossOptions, Reduction
 
 

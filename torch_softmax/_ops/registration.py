@@ -127,7 +127,10 @@ def needs_differentiable_backward(*gradients: Tensor | None) -> bool:
         return False
     if forward_ad._current_level >= 0 or not is_plain_reverse_mode():
         return True
-    return any(map(is_batched, gradients))
+    for gradient in gradients:
+        if gradient is not None and torch._C._functorch.is_legacy_batchedtensor(gradient):
+            return True
+    return False
 
 
 def is_batched(gradient: Tensor | None) -> bool:

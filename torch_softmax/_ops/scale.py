@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from torch_softmax._ops import registration
 from torch_softmax._ops.inductor import register_lowering
 from torch_softmax._ops.registration import refuse_derivatives, register
 
@@ -30,3 +31,17 @@ def _(x: Tensor, factor: Tensor, inputs: Sequence[Tensor]) -> Tensor:
 
 torch.library.impl("torch_softmax::scale", "Autograd", torch.library.fallthrough_kernel)
 scale = torch.ops.torch_softmax.scale.default
+
+
+def scaled_gradient(gradient: Tensor, factor: Tensor, inputs: Sequence[Tensor] = ()) -> Tensor:
+    """A saved gradient times its factor, in its own memory where no other backward needs it.
+
+    In a compiled function, a second derivative with respect to one of ``inputs`` raises.
+    """
+    if torch.compiler.is_compiling() or torch._C._autograd._get_current_graph_task_keep_graph():
+        return scale(gradient, factor, list(inputs))
+    # on the CPU, to see that the factor is 1, as usual, takes less time than to call an operator
+    is_readable = type(factor) is Tensor and factor.is_cpu and not registration.INTERPRETED
+    if not (is_readable and factor.item() == 1):
+        scale_inplace(gradient, factor)
+    return gradient

@@ -132,8 +132,6 @@ def check_cross_entropy_tensors(
     min_classes: int = 1,
 ) -> None:
     """Raise unless dtypes, shapes and devices of the tensors agree."""
-    if _are_rows_of_classes(input, target) and weight is None:
-        return
     check_tensor(function, "input", input)
     check_tensor(function, "target", target)
     check_floating(function, "input", input)
@@ -170,12 +168,17 @@ def check_cross_entropy_tensors(
         check_weight(function, weight, input)
 
 
-def _are_rows_of_classes(input: Any, target: Any) -> bool:
-    """Whether these are logits and class indices as most callers have them, which need no check."""
+def need_no_check(input: Any, target: Any, weight: Any, denominator: Any) -> bool:
+    """Whether the tensors are a matrix of logits and class indices, as most callers have them.
+
+    For few rows, the general checks take longer than the loss.
+    """
     return (
-        type(input) is type(target) is Tensor
+        weight is denominator is None
+        and type(input) is type(target) is Tensor
         and input.dtype in FLOATING
         and target.dtype is torch.int64
+        and is_strided(input)
         and input.dim() == 2
         and target.dim() == 1
         and input.size(0) == target.size(0)

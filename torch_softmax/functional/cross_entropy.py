@@ -16,6 +16,7 @@ from torch_softmax.functional.checks import (
     check_cross_entropy_tensors,
     check_strided,
     check_torch_options,
+    need_no_check,
 )
 from torch_softmax.functional.kinds import autocast_widens, has_dtensor, is_strided
 
@@ -126,23 +127,24 @@ def cross_entropy(
     options = as_loss_options(
         "cross_entropy", ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale
     )
-    if has_dtensor(input, target, weight, denominator):
-        # imported with the first DTensor
-        from torch_softmax.distributed.dtensor_cross_entropy import dtensor_cross_entropy
+    if not need_no_check(input, target, weight, denominator):
+        if has_dtensor(input, target, weight, denominator):
+            # imported with the first DTensor
+            from torch_softmax.distributed.dtensor_cross_entropy import dtensor_cross_entropy
 
-        tensors = (input, target, weight, denominator)
-        return dtensor_cross_entropy("cross_entropy", tensors, options, inplace, False)[0]
-    if isinstance(input, Tensor) and not is_strided(input):
-        check_torch_options("cross_entropy", input, options, denominator, inplace)
-        return torch_cross_entropy(
-            input,
-            target,
-            weight,
-            ignore_index=options.ignore_index,
-            reduction=options.reduction,
-            label_smoothing=options.label_smoothing,
-        )
-    check_cross_entropy_tensors("cross_entropy", input, target, weight, options.ignore_index)
+            tensors = (input, target, weight, denominator)
+            return dtensor_cross_entropy("cross_entropy", tensors, options, inplace, False)[0]
+        if isinstance(input, Tensor) and not is_strided(input):
+            check_torch_options("cross_entropy", input, options, denominator, inplace)
+            return torch_cross_entropy(
+                input,
+                target,
+                weight,
+                ignore_index=options.ignore_index,
+                reduction=options.reduction,
+                label_smoothing=options.label_smoothing,
+            )
+        check_cross_entropy_tensors("cross_entropy", input, target, weight, options.ignore_index)
     denominator = as_denominator("cross_entropy", denominator, options.reduction, input)
     # torch.compile plans memory itself
     inplace = inplace and not torch.compiler.is_compiling()
