@@ -16,13 +16,15 @@ OPTIONS = {
 }
 
 
-def loss_and_gradient(logits, target, weight=None, denominator=None, inplace=False, **options):
+def loss_and_gradient(
+    logits, target, weight=None, denominator=None, inplace=False, dloss=None, **options
+):
     """The operator's results, for logits with the class axis last."""
     values = (OPTIONS | options).values()
     args = (logits, target, weight, denominator, compute_dtype(logits.dtype))
     if inplace:
-        return _cpu.cross_entropy_loss_inplace(*args, *values), logits
-    return _cpu.cross_entropy_loss(*args, True, *values)
+        return _cpu.cross_entropy_loss_inplace(*args, *values, dloss=dloss), logits
+    return _cpu.cross_entropy_loss(*args, True, *values, dloss=dloss)
 
 
 def loss_alone(logits, target, weight=None, **options):

@@ -172,10 +172,12 @@ class LossTerms(NamedTuple):
         return loss if self.denominator is None else loss / self.denominator
 
     def coefficients(
-        self, logits: Tensor, class_weight: Tensor | None, rows: RowOutputs
+        self, class_weight: Tensor | None, rows: RowOutputs, dloss: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """``a``, ``b`` and ``s`` of the gradient of the reduced loss."""
+        """``a``, ``b`` and ``s`` of the gradient of the reduced loss, times ``dloss``."""
         scale = torch.ones_like(rows.lse)
+        if dloss is not None:
+            scale = scale * dloss
         if self.denominator is not None:
             scale = scale / self.denominator
         if self.ignored is not None:
@@ -337,8 +339,12 @@ def cross_entropy_loss(
     dtype: torch.dtype | None = None,
     with_gradient: bool = True,
     *settings: Any,
+    dloss: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The sum or mean of the losses of all rows, and its gradient, empty unless with_gradient."""
+    """The sum or mean of the losses of all rows, and its gradient, empty unless with_gradient.
+
+    ``dloss``, the incoming gradient of the loss, is a factor of the gradient.
+    """
     options = LossOptions(*settings)
     target, class_weight, terms = loss_terms(logits, target, weight, denominator, options)
     scaling = (options.logit_scale, options.softcap)
@@ -346,7 +352,7 @@ def cross_entropy_loss(
     loss = terms.reduced_loss(rows).to(dtype or logits.dtype)
     if not with_gradient:
         return loss, logits.new_empty(0)
-    coefficients = terms.coefficients(logits, class_weight, rows)
+    coefficients = terms.coefficients(class_weight, rows, dloss)
     arguments = (class_weight, rows.softmax_stats, *coefficients, None, *scaling)
     return loss, cross_entropy_backward(logits, target, *arguments)
 

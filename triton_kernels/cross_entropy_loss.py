@@ -13,6 +13,8 @@ not counted. The gradient of a row is
     b = (1 - label_smoothing) / denominator, s = label_smoothing / n_cols / denominator
     a = b * sum(w * q) + s * sum(w) + 2 * z_loss / denominator * lse
 
+times dloss, the incoming gradient of the loss, where it is known.
+
 The default denominator of class indices is the sum of their weights. ``weight_sum_kernel`` forms it
 first, so the loss kernels write an already normalized gradient; a single program that has all rows
 needs no other kernel. ``cross_entropy_loss_kernel`` holds
@@ -112,11 +114,11 @@ def cross_entropy_loss_kernel(
         # an ignored row has loss 0 and gradient 0, even if its logits are NaN
         x = tl.where(targets.is_counted[:, None], x, -float("inf"))
     weights = load_class_weights(target, class_weight_ptr, tile, n_cols, TILE, dtype)
-    denominator_value = load_denominator(denominator, targets, dtype)
+    denominator_value, gradient_scale = load_denominator(denominator, targets, dtype)
     stats, exp_x = tile_row_stats(
         x, target, targets, softcap(target_logits, SOFTCAP), class_weight_ptr, weights, n_cols
     )
-    losses, coefficients = apply_options(stats, targets, denominator_value, loss_options, n_cols)
+    losses, coefficients = apply_options(stats, targets, gradient_scale, loss_options, n_cols)
     if TILE.num_ctas > 1:
         # before the gradient, which the counter's release would otherwise wait for
         reduce_loss(losses, denominator_value, loss)
@@ -167,7 +169,7 @@ def cross_entropy_loss_online_kernel(
     targets = load_targets(target, class_weight_ptr, rows, n_cols, loss_options.ignore_index, dtype)
     target_logits = load_target_logits(logits, target, rows, targets, dtype)
     needed_rows = targets.is_counted if TILE.rows < MIN_SHARED_ROWS else None
-    denominator_value = load_denominator(denominator, targets, dtype)
+    denominator_value, gradient_scale = load_denominator(denominator, targets, dtype)
     # only a gradient needs the row again
     EVICTION: tl.constexpr = None if dlogits is None else "evict_last"
 
@@ -179,7 +181,7 @@ def cross_entropy_loss_online_kernel(
         weights = load_class_weights(target, class_weight_ptr, tile, n_cols, TILE, dtype)
         sums = update_row_sums(sums, as_partials(x, N_PARTIALS), target, weights, HAS_SMOOTHING)
     stats = combine_row_sums(sums, target, targets, softcap(target_logits, SOFTCAP))
-    losses, coefficients = apply_options(stats, targets, denominator_value, loss_options, n_cols)
+    losses, coefficients = apply_options(stats, targets, gradient_scale, loss_options, n_cols)
     # reduce first: the gradient needs the registers
     reduce_loss(losses, denominator_value, loss)
 

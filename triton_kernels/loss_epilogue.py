@@ -36,11 +36,13 @@ class Denominator(NamedTuple):
     """The sum of ``n`` partial sums; ``n`` itself where ``partials_ptr`` is None.
 
     Where ``n`` is None, there is one number at ``partials_ptr``. Where both are None, it is the sum
-    of the weights of the program's rows.
+    of the weights of the program's rows. The gradient has the factor at ``dloss_ptr``, the incoming
+    gradient of the loss, or None.
     """
 
     partials_ptr: Any
     n: int | None
+    dloss_ptr: Any
 
 
 class LossOutput(NamedTuple):
@@ -64,7 +66,7 @@ class Coefficients(NamedTuple):
 
 @triton.jit
 def load_denominator(denominator, targets, dtype: tl.constexpr):
-    """The number that divides the sum of the losses."""
+    """The number that divides the sum of the losses, and the factor of the gradient of the sum."""
     if denominator.partials_ptr is None:
         if denominator.n is None:
             value = tl.sum(targets.weight)
@@ -76,7 +78,10 @@ def load_denominator(denominator, targets, dtype: tl.constexpr):
         index = tl.arange(0, WEIGHT_BLOCK)
         mask = index < denominator.n
         value = tl.sum(tl.load(denominator.partials_ptr + index, mask=mask, other=0).to(dtype))
-    return value
+    gradient_scale = 1.0 / value
+    if denominator.dloss_ptr is not None:
+        gradient_scale *= tl.load(denominator.dloss_ptr).to(dtype)
+    return value, gradient_scale
 
 
 @triton.jit
@@ -86,14 +91,14 @@ def from_pair(pair, dtype: tl.constexpr):
 
 
 @triton.jit
-def apply_options(stats, targets, denominator, loss_options, n_cols):
+def apply_options(stats, targets, gradient_scale, loss_options, n_cols):
     """Each row's loss before the division, and its coefficients; 0 for rows that are not counted.
 
     The coefficient ``a`` is already divided by sum_exp, because it multiplies exp(x - row_max).
     """
     is_counted = targets.is_counted
     # rows that are not counted have gradient 0, even if the denominator is 0
-    scale = tl.where(is_counted, 1.0 / denominator, 0.0)
+    scale = tl.where(is_counted, gradient_scale, 0.0)
     losses = cost_to_lse(stats.target, stats.softmax)
     b = scale
     s = tl.zeros_like(scale)

@@ -119,7 +119,7 @@ def test_compiled_code_stays_in_a_row_whose_target_changes_meanwhile(shape):
         writer.join()
 
 
-LOSS_OPTIONS = (None, None, 0, "mean", 0.0, 0.0, None, 1.0, 1)
+LOSS_OPTIONS = (None, None, None, 0, "mean", 0.0, 0.0, None, 1.0, 1)
 
 
 @needs_compiled
@@ -131,7 +131,7 @@ LOSS_OPTIONS = (None, None, 0, "mean", 0.0, 0.0, None, 1.0, 1)
         ("cross_entropy_backward", ()),
         ("tile_shape", ()),
         ("tile_shape", (0, None)),
-        ("cross_entropy_loss", (0,) * 12),
+        ("cross_entropy_loss", (0,) * 13),
         ("cross_entropy_loss", (torch.zeros(2, 3), None, None, *LOSS_OPTIONS)),
         ("cross_entropy_loss", (torch.zeros(2, 3), None, torch.zeros(2).int(), *LOSS_OPTIONS)),
         ("cross_entropy_loss", (torch.zeros(2, 3), None, torch.zeros(3, 3), *LOSS_OPTIONS)),
@@ -154,7 +154,14 @@ LOSS_OPTIONS = (None, None, 0, "mean", 0.0, 0.0, None, 1.0, 1)
         ),
         (
             "cross_entropy_loss",
-            (torch.zeros(2, 3), None, torch.zeros(2).long(), None, None, 2**64, *LOSS_OPTIONS[3:]),
+            (
+                torch.zeros(2, 3),
+                None,
+                torch.zeros(2).long(),
+                *LOSS_OPTIONS[:3],
+                2**64,
+                *LOSS_OPTIONS[4:],
+            ),
         ),
     ],
 )

@@ -69,6 +69,17 @@ def test_cpu_loss_is_as_accurate_as_torch(shape, images, dtype, kind, weighted):
                 torch.testing.assert_close(actual, truth, rtol=1e-12, atol=tolerance)
 
 
+@pytest.mark.parametrize("inplace", [False, True])
+def test_cpu_gradient_has_the_factor_dloss_before_it_is_rounded(inplace):
+    logits = some_logits((40, 10), torch.float16)
+    args, factor = (logits, some_targets(logits)), torch.tensor(2.0**30)
+    loss, expected = loss_and_gradient(*args, denominator=torch.tensor(4.0))
+    small = {"denominator": 4 * factor}
+    assert loss_and_gradient(*args, **small)[1].count_nonzero() == 0
+    actual = loss_and_gradient(*args, **small, inplace=inplace, dloss=factor)
+    torch.testing.assert_close(actual, (loss / factor, expected), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     ("shape", "images"), [((12, 10), False), ((3, 70), False), (IMAGES[0], True)]
 )

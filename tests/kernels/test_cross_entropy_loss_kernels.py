@@ -174,6 +174,23 @@ def test_cross_entropy_loss_inplace_is_the_same(kernel_device, shape, make_targe
     torch.testing.assert_close((inplace, logits), (loss, dlogits), rtol=0, atol=0)
 
 
+@EACH_SCHEDULE
+@pytest.mark.parametrize("make_target", [class_indices, probabilities])
+def test_cross_entropy_loss_multiplies_the_gradient_by_dloss(kernel_device, shape, make_target):
+    options = PLAIN | OPTIONS["everything"]
+    logits = make_logits(shape, kernel_device)
+    target, weight = make_target(logits), class_weight(logits)
+    loss, dlogits = launch(logits, target, weight, options)
+
+    *tensors, settings = arguments(logits, target, weight, options, options["denominator"])
+    factor = torch.tensor(-4.0, dtype=torch.float64, device=kernel_device)
+    actual = _launch.launch_cross_entropy_loss(
+        *tensors, logits.dtype, True, *settings, dloss=factor
+    )
+
+    torch.testing.assert_close(actual, (loss, -4 * dlogits), rtol=0, atol=0)
+
+
 @SHAPE
 @pytest.mark.parametrize("make_target", [class_indices, probabilities])
 def test_cross_entropy_loss_without_gradient_is_accurate(kernel_device, shape, make_target):

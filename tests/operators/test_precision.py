@@ -43,6 +43,35 @@ def test_cross_entropy_scales_a_float16_gradient_before_rounding_it(device):
     assert (expected / 2**14).half().eq(0).any()
 
 
+def test_cross_entropy_of_float16_computes_a_gradient_for_each_backward(device):
+    logits = torch.randn(8, 10, device=device).half().requires_grad_()
+    target = torch.arange(8, device=device)
+    loss = torch_softmax.cross_entropy(logits, target, label_smoothing=0.1)
+    exact = logits.detach().double().requires_grad_()
+    exact_loss = F.cross_entropy(exact, target, label_smoothing=0.1)
+    (expected,) = torch.autograd.grad(exact_loss, exact)
+    for factor in (1, 2**10):
+        (actual,) = torch.autograd.grad(factor * loss, logits, retain_graph=True)
+        torch.testing.assert_close(actual, (factor * expected).half())
+    factors = torch.tensor([1.0, 2.0], dtype=torch.float16, device=device)
+    (batch,) = torch.autograd.grad(loss, logits, factors, is_grads_batched=True)
+    torch.testing.assert_close(batch, torch.stack([expected, 2 * expected]).half())
+
+
+def test_cross_entropy_of_float16_overwrites_the_logits_in_backward(device):
+    leaf = torch.randn(8, 10, device=device).half().requires_grad_()
+    target = torch.arange(8, device=device)
+    (expected,) = torch.autograd.grad(torch_softmax.cross_entropy(leaf, target), leaf)
+    logits = leaf.clone()
+    loss = torch_softmax.cross_entropy(logits, target, inplace=True)
+    assert torch.equal(logits, leaf)
+    loss.backward(retain_graph=True)
+    assert torch.equal(leaf.grad, expected)
+    assert torch.equal(logits, expected)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 # the number of rows and the sum of the weights exceed the largest float16, 65504
 @pytest.mark.parametrize(
     ("reduction", "dtype", "n_rows"),

@@ -67,6 +67,13 @@ def test_opcheck_finds_no_fault_in_the_registration(name, device):
         torch.library.opcheck(getattr(OPERATORS, name).default, arguments)
 
 
+def test_opcheck_finds_no_fault_with_an_incoming_gradient(device):
+    tensors = torch.randn(2, 4, 5, device=device), torch.ones(2, 4, dtype=torch.long, device=device)
+    dloss = torch.tensor(0.5, device=device)
+    for name in ("cross_entropy_loss", "cross_entropy_loss_inplace"):
+        torch.library.opcheck(getattr(OPERATORS, name).default, tensors, {"dloss": dloss})
+
+
 def test_opcheck_covers_every_operator():
     registered = {
         schema.name.partition("::")[2]

@@ -5,7 +5,7 @@ INLINE double NAME(loss_terms)(const Problem *p, NAME(Tile) *t, int is_row)
 {
     const REAL nll_factor = (REAL)p->nll_factor, smooth_factor = (REAL)p->smooth_factor;
     const REAL z_loss = (REAL)p->z_loss, weight_sum = (REAL)p->weight_sum;
-    const REAL factor = (REAL)(p->inverse_denominator * p->logit_scale);
+    const REAL factor = (REAL)(p->gradient_scale * p->logit_scale);
     REAL losses[MAX_WIDTH];
 #pragma omp simd
     for (int64_t i = 0; i < N_VALUES(t); i++) {

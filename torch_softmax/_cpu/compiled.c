@@ -85,7 +85,7 @@ static PyObject *run(Problem *p)
             p->denominator = p->is_mean ? denominator : 1;
         bad_target = bad < 0 ? 0 : p->target[bad];
     }
-    p->inverse_denominator = 1 / p->denominator;
+    p->gradient_scale = p->dloss / p->denominator;
     if (bad < 0)
         status = p->logits.type == FLOAT64 ? run_units(p, units_double, sizeof(double), &loss)
                                            : run_units(p, units_float, sizeof(float), &loss);
@@ -107,19 +107,20 @@ static PyObject *run_if(int is_read, Problem *p)
 /* compiled.pyi documents this and the other functions */
 static PyObject *cross_entropy_loss(PyObject *module, PyObject *const *args, Py_ssize_t n_args)
 {
-    if (n_args != 12)
-        return PyErr_Format(PyExc_TypeError, "cross_entropy needs 12 arguments, got %zd", n_args);
-    Problem p = {.operation = LOSS, .has_ignore_index = 1};
+    if (n_args != 13)
+        return PyErr_Format(PyExc_TypeError, "cross_entropy needs 13 arguments, got %zd", n_args);
+    Problem p = {.operation = LOSS, .has_ignore_index = 1, .dloss = 1};
     double label_smoothing = 0;
     p.has_denominator = args[4] != Py_None;
     int is_read = !read_problem(args[0], args[1], args[2], &p) &&
-                  !read_number(args[4], &p.denominator) && !read_number(args[7], &label_smoothing) &&
-                  !read_number(args[8], &p.z_loss) && !read_number(args[9], &p.softcap) &&
-                  !read_number(args[10], &p.logit_scale) && !read_threads(args[11], &p) &&
+                  !read_number(args[4], &p.denominator) && !read_number(args[5], &p.dloss) &&
+                  !read_number(args[8], &label_smoothing) && !read_number(args[9], &p.z_loss) &&
+                  !read_number(args[10], &p.softcap) && !read_number(args[11], &p.logit_scale) &&
+                  !read_threads(args[12], &p) &&
                   ((args[3] == Py_None && label_smoothing == 0) || !read_weight(args[3], &p));
     if (is_read) {
-        p.ignore_index = PyLong_AsLongLong(args[5]);
-        p.is_mean = PyObject_RichCompareBool(args[6], mean, Py_EQ);
+        p.ignore_index = PyLong_AsLongLong(args[6]);
+        p.is_mean = PyObject_RichCompareBool(args[7], mean, Py_EQ);
         p.nll_factor = 1 - label_smoothing;
         p.smooth_factor = label_smoothing / (double)p.n_classes;
         is_read = !PyErr_Occurred();

@@ -11,6 +11,7 @@ def cross_entropy_loss(
     target: Tensor,
     weight: Tensor | None,
     denominator: float | None,
+    dloss: float | None,
     ignore_index: int,
     reduction: str,
     label_smoothing: float,
@@ -20,7 +21,7 @@ def cross_entropy_loss(
     n_threads: int,
     /,
 ) -> float | int:
-    """The loss; the gradient goes to dlogits, which may be logits."""
+    """The loss; the gradient, times dloss, goes to dlogits, which may be logits."""
 
 def cross_entropy_forward(
     logits: Tensor,

@@ -25,15 +25,17 @@ def compiled_loss(
     target: Tensor,
     weight: Tensor | None,
     denominator: Tensor | None,
+    dloss: Tensor | None,
     options: LossOptions,
 ) -> float:
     """Sum or mean of the losses; the gradient goes to ``dlogits``, which may be ``logits``."""
     logits, target = _collapsed(logits, target)
     if dlogits is not None and dlogits.dim() > 2:
         dlogits = dlogits.view(logits.shape)
-    number = None if denominator is None else float(denominator)
-    arguments: Any = (logits, dlogits, target, weight, number, *options, torch.get_num_threads())
-    loss = compiled.cross_entropy_loss(*arguments)
+    divisor = None if denominator is None else float(denominator)
+    factor = None if dloss is None else float(dloss)
+    arguments: Any = (divisor, factor, *options, torch.get_num_threads())
+    loss = compiled.cross_entropy_loss(logits, dlogits, target, weight, *arguments)
     if isinstance(loss, int):
         raise class_error(loss, logits.shape[-1])
     return loss

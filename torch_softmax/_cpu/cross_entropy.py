@@ -29,10 +29,11 @@ def cross_entropy_loss(
     dtype: torch.dtype | None = None,
     with_gradient: bool = True,
     *options: Any,
+    dloss: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The loss of all rows in ``dtype``, and dlogits, which is empty without gradient."""
     dlogits = empty_result_like(logits) if with_gradient else None
-    loss = _loss(dlogits, logits, target, weight, denominator, dtype, options)
+    loss = _loss(dlogits, logits, target, weight, denominator, dloss, dtype, options)
     return loss, logits.new_empty(0) if dlogits is None else dlogits
 
 
@@ -43,9 +44,10 @@ def cross_entropy_loss_inplace(
     denominator: Tensor | None = None,
     dtype: torch.dtype | None = None,
     *options: Any,
+    dloss: Tensor | None = None,
 ) -> Tensor:
     """The loss of all rows in ``dtype``; dlogits overwrites the logits."""
-    return _loss(logits, logits, target, weight, denominator, dtype, options)
+    return _loss(logits, logits, target, weight, denominator, dloss, dtype, options)
 
 
 def cross_entropy_forward(
@@ -83,12 +85,13 @@ def _loss(
     target: Tensor,
     weight: Tensor | None,
     denominator: Tensor | None,
+    dloss: Tensor | None,
     dtype: torch.dtype | None,
     options: tuple[Any, ...],
 ) -> Tensor:
     loss = compiled_loss if _is_compiled(logits) else loss_in_blocks
     filled = LossOptions(*options) if options else DEFAULT_OPTIONS
-    value = loss(dlogits, logits, target, weight, denominator, filled)
+    value = loss(dlogits, logits, target, weight, denominator, dloss, filled)
     return torch.scalar_tensor(value, dtype=dtype or logits.dtype)
 
 

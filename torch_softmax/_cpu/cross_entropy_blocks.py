@@ -22,6 +22,7 @@ def loss_in_blocks(
     target: Tensor,
     weight: Tensor | None,
     denominator: Tensor | None,
+    dloss: Tensor | None,
     options: LossOptions,
 ) -> float:
     """Sum or mean of the losses; the gradient goes to ``dlogits``, which may be ``logits``."""
@@ -31,7 +32,7 @@ def loss_in_blocks(
     forward_in_blocks(rows, logits, target, class_weight, *scaling)
     loss = terms.reduced_loss(rows).item()
     if dlogits is not None:
-        coefficients = terms.coefficients(logits, class_weight, rows)
+        coefficients = terms.coefficients(class_weight, rows, dloss)
         arguments = (class_weight, rows.softmax_stats, *coefficients, None, *scaling)
         backward_in_blocks(dlogits, logits, target, *arguments)
     return loss

@@ -47,9 +47,9 @@ typedef struct {
     double weight_sum;
     int64_t ignore_index;
     int has_ignore_index, is_mean, has_denominator, n_threads;
-    double denominator;
+    double denominator, dloss; /* dloss: a factor of the gradient */
     double logit_scale, softcap; /* 0 for no softcap */
-    double nll_factor, smooth_factor, z_loss, inverse_denominator;
+    double nll_factor, smooth_factor, z_loss, gradient_scale;
     RowTensors rows;
 } Problem;
 

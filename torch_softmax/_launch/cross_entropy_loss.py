@@ -22,10 +22,11 @@ def launch_cross_entropy_loss(
     dtype: torch.dtype | None = None,
     with_gradient: bool = True,
     *options: Any,
+    dloss: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sum or mean of the losses in ``dtype``, and its gradient or an empty tensor."""
     dlogits = empty_rows_like(logits) if with_gradient else None
-    loss = _launch_into(dlogits, logits, target, weight, denominator, dtype, options)
+    loss = _launch_into(dlogits, logits, target, weight, denominator, dloss, dtype, options)
     return loss, logits.new_empty(0) if dlogits is None else dlogits
 
 
@@ -36,9 +37,10 @@ def launch_cross_entropy_loss_inplace(
     denominator: Tensor | None = None,
     dtype: torch.dtype | None = None,
     *options: Any,
+    dloss: Tensor | None = None,
 ) -> Tensor:
     """Sum or mean of the losses in ``dtype``; their gradient overwrites the logits."""
-    return _launch_into(logits, logits, target, weight, denominator, dtype, options)
+    return _launch_into(logits, logits, target, weight, denominator, dloss, dtype, options)
 
 
 def _launch_into(
@@ -47,6 +49,7 @@ def _launch_into(
     target: Tensor,
     weight: Tensor | None,
     denominator: Tensor | None,
+    dloss: Tensor | None,
     dtype: torch.dtype | None,
     options: tuple[Any, ...],
 ) -> Tensor:
@@ -57,7 +60,7 @@ def _launch_into(
         return _loss_of_no_rows(logits, denominator, is_mean, dtype)
     target = _with_layout(target, logits)
     weight = None if weight is None else weight.contiguous()
-    tensors = (logits, target, weight, denominator, dlogits)
+    tensors = (logits, target, weight, denominator, dloss, dlogits)
     key = (
         options,
         clusters.enabled,
@@ -67,6 +70,7 @@ def _launch_into(
         layout(target),
         None if weight is None else layout(weight),
         None if denominator is None else layout(denominator),
+        None if dloss is None else layout(dloss),
         None if dlogits is None else layout(dlogits),
     )
     plan = _plans.get(key)

@@ -41,6 +41,7 @@ class LossPlan:
         target: Tensor,
         weight: Tensor | None,
         denominator: Tensor | None,
+        dloss: Tensor | None,
         dlogits: Tensor | None,
         options: LossOptions,
     ) -> None:
@@ -86,6 +87,7 @@ class LossPlan:
         target: Tensor,
         weight: Tensor | None,
         denominator: Tensor | None,
+        dloss: Tensor | None,
         dlogits: Tensor | None,
     ) -> None:
         """Launch the kernels with such tensors, whose batch dims collapse without a copy."""
@@ -108,7 +110,7 @@ class LossPlan:
             weight,
             None if dlogits is None else Matrix(dlogits, *self.strides[2]),
             LossOutput(loss, partials, counter),
-            Denominator(denominator, self.n_weights),
+            Denominator(denominator, self.n_weights, dloss),
             self.n_rows,
             self.n_cols,
             self.options,

@@ -1,8 +1,7 @@
 """Cross-entropy of each row with its statistics: operators and autograd.
 
-They serve the cases that ``cross_entropy_loss`` does not: a loss per row, statistics, gradients of
-target probabilities and of class weights, and float16, whose gradient must be scaled before it is
-rounded.
+They serve the cases that ``cross_entropy_loss`` does not: a loss per row, statistics, and gradients
+of target probabilities and of class weights.
 """
 
 from collections.abc import Callable

@@ -24,9 +24,10 @@ from torch_softmax._ops.scale import scaled_gradient
 from torch_softmax._options import DEFAULT_OPTIONS, LossOptions
 
 _TENSORS = "Tensor target, Tensor? weight=None, Tensor? denominator=None"
+# dloss, the incoming gradient of the loss, is a factor of dlogits
 _OPTIONS = (
     "SymInt ignore_index=-100, str reduction='mean', float label_smoothing=0.0, float z_loss=0.0,"
-    " float? softcap=None, float logit_scale=1.0"
+    " float? softcap=None, float logit_scale=1.0, *, Tensor? dloss=None"
 )
 
 
@@ -38,12 +39,13 @@ def _empty_loss(
     dtype: torch.dtype | None = None,
     with_gradient: bool = True,
     *options: Any,
+    dloss: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     dlogits = torch.empty_like(logits) if with_gradient else logits.new_empty(0)
     return logits.new_empty((), dtype=dtype), dlogits
 
 
-def _empty_loss_inplace(logits: Tensor, *args: Any) -> Tensor:
+def _empty_loss_inplace(logits: Tensor, *args: Any, dloss: Tensor | None = None) -> Tensor:
     loss, _ = _empty_loss(logits, *args[:4], False)
     return loss
 
@@ -51,10 +53,10 @@ def _empty_loss_inplace(logits: Tensor, *args: Any) -> Tensor:
 def _with_gradient_like_logits(
     loss_and_gradient: Callable[..., tuple[Tensor, Tensor]],
 ) -> Callable[..., tuple[Tensor, Tensor]]:
-    def run(logits: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    def run(logits: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if logits.dim() <= 3:
-            return loss_and_gradient(logits, *args)
-        loss, dlogits = loss_and_gradient(with_collapsible_batch_dims(logits), *args)
+            return loss_and_gradient(logits, *args, **kwargs)
+        loss, dlogits = loss_and_gradient(with_collapsible_batch_dims(logits), *args, **kwargs)
         return loss, with_layout_of(dlogits, logits)
 
     return run
@@ -89,8 +91,7 @@ def cross_entropy_loss(
         or (denominator is not None and denominator.requires_grad)
     )
     with_gradient = torch.is_grad_enabled() and (logits.requires_grad or others_need_gradient)
-    # in float16, small gradients would underflow before the factor of a loss scaler is applied
-    needs_rows = with_gradient and (others_need_gradient or logits.dtype == torch.float16)
+    needs_rows = with_gradient and others_need_gradient
     args = (logits, target, weight, denominator)
     is_fused = takes_functions(*args)
     if not is_fused and reference.is_torch_loss(target, denominator, options):
@@ -121,13 +122,15 @@ def cross_entropy_with_rows(
 
 
 class SoftmaxCrossEntropyFunction(Function):
-    """The loss of all rows; the forward pass computes the gradient too.
+    """The loss of all rows; the forward pass computes the gradient too, except in float16.
 
     ``apply(logits, target, weight, denominator, options, dtype, inplace)`` takes the arguments of
     the operator ``cross_entropy_loss``, with the six options as a tuple; the reduction is "mean" or
     "sum". It saves the logits and their gradient for backward; with ``inplace`` it saves the
     gradient alone, in the memory of the logits. With ``retain_graph=True`` backward returns a copy
-    of the gradient. Second derivatives are those of ``reference``.
+    of the gradient. In float16 it saves the logits, and backward computes the gradient with its
+    factor, a loss scaler's, before it rounds: small gradients would underflow. Second derivatives
+    are those of ``reference``.
     """
 
     # no setup_context: PyTorch would inspect signatures at each call, which costs 25 us
@@ -142,27 +145,21 @@ class SoftmaxCrossEntropyFunction(Function):
         dtype: torch.dtype,
         inplace: bool,
     ) -> Tensor:
+        # defaults are left out: to convert them takes 2 us, a sixth of a call for few rows
+        options = () if options == DEFAULT_OPTIONS else options
         ctx.options, ctx.dtype, ctx.inplace = options, dtype, inplace
-        args = (logits, target, weight, denominator, dtype)
-        is_default = (
-            weight is None
-            and denominator is None
-            and dtype is logits.dtype
-            and options == DEFAULT_OPTIONS
-        )
-        if inplace:
-            loss: Tensor = cross_entropy_loss_inplace(*args, *options)
-            # functions that saved the logits must raise in backward, as after any in-place
-            # operation
-            torch.autograd.graph.increment_version(logits)
-            ctx.save_for_backward(logits.detach())
-            return loss
-        if is_default:
-            # the conversion of the other arguments takes 2 us, a sixth of a call for few rows
-            loss, dlogits = cross_entropy_loss_operator(logits, target)
+        inputs = (logits, target, weight, denominator)
+        if logits.dtype is torch.float16:
+            loss: Tensor = cross_entropy_loss_operator(*inputs, dtype, False, *options)[0]
+            ctx.save_for_backward(None, *inputs)
+        elif inplace:
+            loss, dlogits = _overwritten(*inputs, dtype, *options)
+            ctx.save_for_backward(dlogits)
         else:
-            loss, dlogits = cross_entropy_loss_operator(*args, True, *options)
-        ctx.save_for_backward(dlogits, logits, target, weight, denominator)
+            is_default = weight is denominator is None and dtype is logits.dtype and not options
+            arguments = (logits, target) if is_default else (*inputs, dtype, True, *options)
+            loss, dlogits = cross_entropy_loss_operator(*arguments)
+            ctx.save_for_backward(dlogits, *inputs)
         return loss
 
     @staticmethod
@@ -171,14 +168,35 @@ class SoftmaxCrossEntropyFunction(Function):
         return _gradient(ctx, dloss, dlogits, inputs), None, None, None, None, None, None
 
 
-def _gradient(ctx: Any, dloss: Tensor, dlogits: Tensor, inputs: list[Any]) -> Tensor:
+def _overwritten(logits: Tensor, *args: Any, dloss: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The loss, and the gradient in the memory of ``logits``."""
+    loss: Tensor = cross_entropy_loss_inplace(logits, *args, dloss=dloss)
+    # functions that saved the logits must raise in backward, as after any in-place operation
+    torch.autograd.graph.increment_version(logits)
+    return loss, logits.detach()
+
+
+def _gradient(ctx: Any, dloss: Tensor, dlogits: Tensor | None, inputs: list[Any]) -> Tensor:
     if not needs_differentiable_backward(dloss):
+        if dlogits is None:
+            return _late_gradient(ctx, dloss, inputs)
         return scaled_gradient(dlogits, dloss)
-    if not torch.is_grad_enabled():
+    is_first_order = not torch.is_grad_enabled()
+    if is_first_order and dlogits is not None:
         return dlogits * dloss
     if ctx.inplace:
         raise RuntimeError("cross_entropy needs inplace=False for second derivatives, got True")
     args = (*inputs, LossOptions(*ctx.options), ctx.dtype)
-    loss, _ = reference.compose_loss(reference.cross_entropy_forward, *args)
-    (gradient,) = torch.autograd.grad(loss, inputs[0], dloss, create_graph=True)
+    with torch.enable_grad():
+        loss, _ = reference.compose_loss(reference.cross_entropy_forward, *args)
+    (gradient,) = torch.autograd.grad(loss, inputs[0], dloss, create_graph=not is_first_order)
     return gradient
+
+
+def _late_gradient(ctx: Any, dloss: Tensor, inputs: list[Any]) -> Tensor:
+    """The gradient, multiplied by ``dloss`` before it is rounded."""
+    if ctx.inplace:
+        return _overwritten(*inputs, ctx.dtype, *ctx.options, dloss=dloss)[1]
+    arguments = (*inputs, ctx.dtype, True, *ctx.options)
+    dlogits: Tensor = cross_entropy_loss_operator(*arguments, dloss=dloss)[1]
+    return dlogits

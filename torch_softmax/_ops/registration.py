@@ -37,22 +37,22 @@ def register(
 
     on_cpu = getattr(_cpu, stem)
 
-    def launch(*args: Any) -> Any:
+    def launch(*args: Any, **kwargs: Any) -> Any:
         refuse_derivatives(stem, args)
-        return _launcher(stem)(*args)
+        return _launcher(stem)(*args, **kwargs)
 
-    def run_on_cpu(*args: Any) -> Any:
+    def run_on_cpu(*args: Any, **kwargs: Any) -> Any:
         refuse_derivatives(stem, args)
-        return _launcher(stem)(*args) if INTERPRETED else on_cpu(*args)
+        return (_launcher(stem) if INTERPRETED else on_cpu)(*args, **kwargs)
 
     torch.library.define(name, parenthesis + signature)
     torch.library.impl(name, "cpu", adapt(run_on_cpu) if adapt else run_on_cpu)
     torch.library.impl(name, TRITON_DEVICES, adapt(launch) if adapt else launch)
 
     @torch.library.register_fake(name)
-    def allocate(*args: Any) -> Any:
+    def allocate(*args: Any, **kwargs: Any) -> Any:
         refuse_derivatives(stem, args)
-        return fake(*args)
+        return fake(*args, **kwargs)
 
     # the derivatives are those of the Functions; PyTorch's default for none costs 15 us a call
     torch.library.impl(name, "Autograd", torch.library.fallthrough_kernel)
