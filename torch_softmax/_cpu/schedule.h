@@ -91,7 +91,19 @@ INLINE int64_t nanoseconds(clockid_t clock)
 
 typedef double Unit(const Problem *, const Schedule *, int64_t first, int64_t n_rows, void *scratch);
 
+/* the next unit of a part, whose first one to take is at *next */
+INLINE int64_t take(int64_t *next)
+{
+    int64_t unit;
+#pragma omp atomic capture
+    unit = (*next)++;
+    return unit;
+}
+
 /* Adds up the losses of units. Returns -1 if out of memory.
+
+   Each thread takes units of its own part of the rows, then of the parts of others. Neighbouring
+   units of two threads would often fault the same huge page, and both would clear it.
 
    The end of a parallel region waits for every thread, even for one that got no processor time. If a
    call takes longer than the CPU time of its threads together, the following calls use one thread for
@@ -102,30 +114,38 @@ static int run_units(const Problem *p, Unit *const units[2][2], int64_t real_byt
     const Schedule s = schedule_of(p);
     Unit *const unit = units[p->operation == BACKWARD][s.tile_rows == 1];
     const int64_t span = s.tile_rows == 1 ? p->n_rows : p->n_inner;
-    const int64_t n_parts = (span + s.unit_rows - 1) / s.unit_rows;
-    const int64_t n_units = p->n_rows / span * n_parts;
+    const int64_t n_blocks = (span + s.unit_rows - 1) / s.unit_rows;
+    const int64_t n_units = p->n_rows / span * n_blocks;
     const int64_t n_staged = clamp(s.n_steps * s.width, RANGE_STEPS * N_PARTIALS, INT64_MAX);
     const int64_t scratch_bytes = round_up((3 * s.n_steps * s.width + n_staged) * real_bytes, 64);
     const int64_t start = nanoseconds(CLOCK_MONOTONIC);
     const int is_paused = p->n_threads > 1 && start < pause_end;
     const int n_threads = is_paused ? 1 : (int)clamp(p->n_threads, 1, n_units);
     double *losses = malloc(sizeof(double) * n_units);
+    int64_t *next = malloc(sizeof(int64_t) * n_threads);
     char *scratch = aligned_alloc(64, scratch_bytes * n_threads);
-    if (!losses || !scratch) {
+    if (!losses || !next || !scratch) {
         free(losses);
+        free(next);
         free(scratch);
         return -1;
     }
     int64_t busy = 0;
+    for (int part = 0; part < n_threads; part++)
+        next[part] = n_units * part / n_threads;
 #pragma omp parallel num_threads(n_threads) if (n_threads > 1) reduction(+ : busy)
     {
-        char *mine = scratch + scratch_bytes * omp_get_thread_num();
+        const int thread = omp_get_thread_num();
+        char *mine = scratch + scratch_bytes * thread;
         busy = n_threads > 1 ? -nanoseconds(CLOCK_THREAD_CPUTIME_ID) : 0;
-#pragma omp for schedule(dynamic) nowait
-        for (int64_t i = 0; i < n_units; i++) {
-            const int64_t begin = i % n_parts * s.unit_rows, left = span - begin;
-            losses[i] = unit(p, &s, i / n_parts * span + begin,
-                             left < s.unit_rows ? left : s.unit_rows, mine);
+        for (int k = 0; k < n_threads; k++) {
+            const int part = (thread + k) % n_threads;
+            const int64_t end = n_units * (part + 1) / n_threads;
+            for (int64_t i = take(next + part); i < end; i = take(next + part)) {
+                const int64_t begin = i % n_blocks * s.unit_rows, left = span - begin;
+                losses[i] = unit(p, &s, i / n_blocks * span + begin,
+                                 left < s.unit_rows ? left : s.unit_rows, mine);
+            }
         }
         busy += n_threads > 1 ? nanoseconds(CLOCK_THREAD_CPUTIME_ID) : 0;
     }
@@ -137,6 +157,7 @@ static int run_units(const Problem *p, Unit *const units[2][2], int64_t real_byt
     for (int64_t i = 0; i < n_units; i++)
         *loss += losses[i];
     free(losses);
+    free(next);
     free(scratch);
     return 0;
 }
