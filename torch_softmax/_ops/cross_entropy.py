@@ -4,7 +4,6 @@ They serve the cases that ``cross_entropy_loss`` does not: a loss per row, stati
 of target probabilities and of class weights.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,13 +11,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from torch_softmax import reference
-from torch_softmax._layout import (
-    RowOutputs,
-    empty_row_outputs,
-    enabled_outputs,
-    with_collapsible_batch_dims,
-    with_layout_of,
-)
+from torch_softmax._layout import RowOutputs, empty_row_outputs, enabled_outputs
 from torch_softmax._ops.registration import (
     is_batched,
     is_plain_reverse_mode,
@@ -26,21 +19,6 @@ from torch_softmax._ops.registration import (
     register,
 )
 from torch_softmax._ops.softmax import log_softmax
-
-
-def _on_collapsible_rows(forward: Callable[..., Any]) -> Callable[..., Any]:
-    def run(logits: Tensor, *args: Any) -> Any:
-        return forward(with_collapsible_batch_dims(logits), *args)
-
-    return run
-
-
-def _with_gradient_like_logits(backward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def run(logits: Tensor, *args: Any) -> Tensor:
-        return with_layout_of(backward(with_collapsible_batch_dims(logits), *args), logits)
-
-    return run
-
 
 cross_entropy_forward = register(
     "cross_entropy_forward(Tensor logits, Tensor target, Tensor? class_weight,"
@@ -50,14 +28,14 @@ cross_entropy_forward = register(
     lambda logits, target, class_weight, logit_scale, softcap, with_entropy: empty_row_outputs(
         logits, target, class_weight, with_entropy
     ),
-    _on_collapsible_rows,
+    takes_any_layout=True,
 )
 cross_entropy_backward = register(
     "cross_entropy_backward(Tensor logits, Tensor target, Tensor? class_weight,"
     " Tensor softmax_stats, Tensor a, Tensor b, Tensor? s, Tensor? e,"
     " float logit_scale, float? softcap) -> Tensor",
     lambda logits, *_: torch.empty_like(logits),
-    _with_gradient_like_logits,
+    takes_any_layout=True,
 )
 cross_entropy_backward_inplace = register(
     "cross_entropy_backward_inplace(Tensor(a!) logits, Tensor target, Tensor? class_weight,"

@@ -5,7 +5,6 @@ gradient. So the pass that computes the loss also writes the gradient, and backw
 the logits again.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from torch_softmax import reference
-from torch_softmax._layout import RowOutputs, with_collapsible_batch_dims, with_layout_of
+from torch_softmax._layout import RowOutputs
 from torch_softmax._ops.cross_entropy import cross_entropy_rows
 from torch_softmax._ops.registration import (
     needs_differentiable_backward,
@@ -50,23 +49,11 @@ def _empty_loss_inplace(logits: Tensor, *args: Any, dloss: Tensor | None = None)
     return loss
 
 
-def _with_gradient_like_logits(
-    loss_and_gradient: Callable[..., tuple[Tensor, Tensor]],
-) -> Callable[..., tuple[Tensor, Tensor]]:
-    def run(logits: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if logits.dim() <= 3:
-            return loss_and_gradient(logits, *args, **kwargs)
-        loss, dlogits = loss_and_gradient(with_collapsible_batch_dims(logits), *args, **kwargs)
-        return loss, with_layout_of(dlogits, logits)
-
-    return run
-
-
 cross_entropy_loss_operator = register(
     f"cross_entropy_loss(Tensor logits, {_TENSORS}, ScalarType? dtype=None,"
     f" bool with_gradient=True, {_OPTIONS}) -> (Tensor loss, Tensor dlogits)",
     _empty_loss,
-    _with_gradient_like_logits,
+    takes_any_layout=True,
 )
 cross_entropy_loss_inplace = register(
     f"cross_entropy_loss_inplace(Tensor(a!) logits, {_TENSORS}, ScalarType? dtype=None,"

@@ -21,13 +21,16 @@ from torch_softmax._ops.cross_entropy_loss import (
 )
 from torch_softmax._ops.linear_chunks import HeadGradients, LinearHead, chunks, empty_gradients
 from torch_softmax._ops.linear_cross_entropy_rows import linear_cross_entropy_rows
-from torch_softmax._ops.linear_registration import register_composed
 from torch_softmax._ops.linear_rows import (
     classes_last,
     ignored_rows,
     placeholder_logits,
 )
-from torch_softmax._ops.registration import needs_differentiable_backward, takes_functions
+from torch_softmax._ops.registration import (
+    needs_differentiable_backward,
+    register_composed,
+    takes_functions,
+)
 from torch_softmax._ops.scale import scaled_gradient
 from torch_softmax._options import LossOptions, Reduction
 

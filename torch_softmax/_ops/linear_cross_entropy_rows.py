@@ -14,9 +14,8 @@ from torch_softmax import reference
 from torch_softmax._layout import RowOutputs, empty_row_outputs, enabled_outputs
 from torch_softmax._ops.cross_entropy import cross_entropy_backward_inplace, cross_entropy_forward
 from torch_softmax._ops.linear_chunks import HeadGradients, LinearHead, chunks, empty_gradients
-from torch_softmax._ops.linear_registration import register_composed
 from torch_softmax._ops.linear_rows import classes_last, placeholder_logits, rows_of
-from torch_softmax._ops.registration import needs_differentiable_backward
+from torch_softmax._ops.registration import needs_differentiable_backward, register_composed
 
 _ARGUMENTS = (
     "Tensor x, Tensor linear_weight, Tensor target, Tensor? linear_bias, Tensor? class_weight,"

@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from torch_softmax import _cpu
+from torch_softmax._layout import with_collapsible_batch_dims, with_layout_of
 
 # Triton's interpreter runs the kernels on CPU tensors, for tests without a GPU. Triton reads the
 # variable when it is imported, so it applies to the whole process
@@ -20,44 +21,83 @@ TRITON_DEVICES = ("cuda", "xpu")
 
 
 def register(
-    schema: str,
-    fake: Callable[..., Any],
-    adapt: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None,
+    schema: str, fake: Callable[..., Any], *, takes_any_layout: bool = False
 ) -> Callable[..., Any]:
-    """Define the operator of ``schema`` and return it.
+    """Define the operator of ``schema`` with an implementation for each device, and return it.
 
-    ``fake`` allocates the results without computing them. ``adapt`` wraps the implementation of
-    each device.
+    ``fake`` allocates the results without computing them. The implementations take a first argument
+    whose batch dims collapse into two; with ``takes_any_layout`` the operator copies it if needed.
 
     One stem names an operator in every layer: ``softmax_forward`` is ``_cpu.softmax_forward`` for
     CPU tensors, and ``_launch.launch_softmax_forward`` where Triton serves the device.
     """
-    stem, parenthesis, signature = schema.partition("(")
-    name = f"torch_softmax::{stem}"
-
+    stem = _stem(schema)
     on_cpu = getattr(_cpu, stem)
 
+    def run(implementation: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+        if takes_any_layout and args[0].dim() > 3:
+            return _on_collapsible_rows(implementation, *args, **kwargs)
+        return implementation(*args, **kwargs)
+
     def launch(*args: Any, **kwargs: Any) -> Any:
-        refuse_derivatives(stem, args)
-        return _launcher(stem)(*args, **kwargs)
+        return run(_launcher(stem), args, kwargs)
 
     def run_on_cpu(*args: Any, **kwargs: Any) -> Any:
-        refuse_derivatives(stem, args)
-        return (_launcher(stem) if INTERPRETED else on_cpu)(*args, **kwargs)
+        return run(_launcher(stem) if INTERPRETED else on_cpu, args, kwargs)
 
-    torch.library.define(name, parenthesis + signature)
-    torch.library.impl(name, "cpu", adapt(run_on_cpu) if adapt else run_on_cpu)
-    torch.library.impl(name, TRITON_DEVICES, adapt(launch) if adapt else launch)
+    return define(schema, {"cpu": run_on_cpu, TRITON_DEVICES: launch}, fake)
 
-    @torch.library.register_fake(name)
-    def allocate(*args: Any, **kwargs: Any) -> Any:
-        refuse_derivatives(stem, args)
-        return fake(*args, **kwargs)
 
+def register_composed(
+    schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Define an operator that is composed of other operators, alike on every device."""
+
+    def run(*args: Any) -> Any:
+        # the operands have the dtypes that the products should take
+        with torch.autocast(args[0].device.type, enabled=False):
+            return implementation(*args)
+
+    return define(schema, {"CompositeExplicitAutograd": run}, fake)
+
+
+def define(
+    schema: str, implementations: dict[Any, Callable[..., Any]], fake: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Define an operator without a derivative, by its implementations for devices or keys."""
+    stem = _stem(schema)
+    name = f"torch_softmax::{stem}"
+
+    def refusing(implementation: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if torch.is_grad_enabled():
+                refuse_derivatives(stem, args)
+            return implementation(*args, **kwargs)
+
+        return run
+
+    torch.library.define(name, schema.removeprefix(stem))
+    for key, implementation in implementations.items():
+        torch.library.impl(name, key, refusing(implementation))
+    torch.library.register_fake(name, refusing(fake))
     # the derivatives are those of the Functions; PyTorch's default for none costs 15 us a call
     torch.library.impl(name, "Autograd", torch.library.fallthrough_kernel)
     operator: Callable[..., Any] = getattr(torch.ops.torch_softmax, stem).default
     return operator
+
+
+def _stem(schema: str) -> str:
+    return schema.partition("(")[0]
+
+
+def _on_collapsible_rows(
+    implementation: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any
+) -> Any:
+    """The results, of which a gradient of ``x`` takes the layout of ``x``."""
+    results = implementation(with_collapsible_batch_dims(x), *args, **kwargs)
+    if isinstance(results, Tensor):
+        return with_layout_of(results, x)
+    return tuple(with_layout_of(y, x) if y.shape == x.shape else y for y in results)
 
 
 @functools.cache
@@ -71,8 +111,6 @@ def _launcher(stem: str) -> Callable[..., Any]:
 
 def refuse_derivatives(stem: str, args: tuple[Any, ...]) -> None:
     """Raise where autograd would take the operator, which has no derivative, for a constant."""
-    if not torch.is_grad_enabled():
-        return
     for x in args:
         if isinstance(x, Tensor) and x.requires_grad:
             raise RuntimeError(

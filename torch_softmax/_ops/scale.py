@@ -7,30 +7,27 @@ from torch import Tensor
 
 from torch_softmax._ops import registration
 from torch_softmax._ops.inductor import register_lowering
-from torch_softmax._ops.registration import refuse_derivatives, register
+from torch_softmax._ops.registration import define, register
 
 scale_inplace = register("scale_inplace(Tensor(a!) x, Tensor factor) -> ()", lambda x, factor: None)
 
-# The gradient x depends on inputs. A compiled backward that reads them raises for a second
-# derivative; without them autograd would take that derivative for 0
-torch.library.define("torch_softmax::scale", "(Tensor x, Tensor factor, Tensor[] inputs) -> Tensor")
 
-
-@torch.library.impl("torch_softmax::scale", "CompositeExplicitAutograd")
-def _(x: Tensor, factor: Tensor, inputs: Sequence[Tensor]) -> Tensor:
-    refuse_derivatives("scale", (x, factor))
+def _scale(x: Tensor, factor: Tensor, inputs: Sequence[Tensor]) -> Tensor:
     return x * factor
 
 
-@torch.library.register_fake("torch_softmax::scale")
-def _(x: Tensor, factor: Tensor, inputs: Sequence[Tensor]) -> Tensor:
-    refuse_derivatives("scale", (x, factor))
+def _empty_product(x: Tensor, factor: Tensor, inputs: Sequence[Tensor]) -> Tensor:
     register_lowering()
     return torch.empty_like(x)
 
 
-torch.library.impl("torch_softmax::scale", "Autograd", torch.library.fallthrough_kernel)
-scale = torch.ops.torch_softmax.scale.default
+# The gradient x depends on inputs. A compiled backward that reads them raises for a second
+# derivative; without them autograd would take that derivative for 0
+scale = define(
+    "scale(Tensor x, Tensor factor, Tensor[] inputs) -> Tensor",
+    {"CompositeExplicitAutograd": _scale},
+    _empty_product,
+)
 
 
 def scaled_gradient(gradient: Tensor, factor: Tensor, inputs: Sequence[Tensor] = ()) -> Tensor:

@@ -18,8 +18,8 @@ from torch_softmax._ops.linear_chunks import (
     multiply_and_add,
 )
 from torch_softmax._ops.linear_cross_entropy_rows import linear_cross_entropy_forward
-from torch_softmax._ops.linear_registration import register_composed
 from torch_softmax._ops.linear_rows import classes_last, placeholder_logits, rows_of
+from torch_softmax._ops.registration import register_composed
 from torch_softmax.distributed.shard_operators import (
     empty_packed,
     local_target,

@@ -12,7 +12,7 @@ from torch_softmax._ops.cross_entropy import (
     cross_entropy_backward_inplace,
     cross_entropy_forward,
 )
-from torch_softmax._ops.linear_registration import register_composed
+from torch_softmax._ops.registration import register_composed
 from torch_softmax.distributed.shard_rows import HEADER_LENGTH, RowNeeds, packed_rows
 
 
