@@ -226,12 +226,14 @@ def loss_terms(
 
 def without_ignored(target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor | None]:
     """Class indices, 0 for ignored rows, and the mask of these rows; or probabilities and None."""
-    if target.is_floating_point():
-        return target, None
+    ignored = ignored_mask(target, ignore_index)
+    return (target, None) if ignored is None else (target.long().masked_fill(ignored, 0), ignored)
+
+
+def ignored_mask(target: Tensor, ignore_index: int) -> Tensor | None:
+    """The mask of the ignored rows; None for probabilities."""
     # int64 before the comparison: ignore_index would wrap around in a narrower type
-    target = target.long()
-    ignored = target == ignore_index
-    return target.masked_fill(ignored, 0), ignored
+    return None if target.is_floating_point() else target.long() == ignore_index
 
 
 def mean_denominator(logits: Tensor, row_weight: Tensor | None, ignored: Tensor | None) -> Tensor:

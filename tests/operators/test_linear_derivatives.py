@@ -7,6 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 import torch_softmax
 from linear_heads import linear_definition, random_head
+from torch_softmax._ops import linear_chunks
 
 each_reduction = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 
@@ -205,3 +206,49 @@ def test_linear_cross_entropy_is_exported_as_pytorchs_operators(strict):
     program = torch.export.export(loss, arguments, strict=strict)
     assert "torch_softmax" not in str(program.graph)
     torch.testing.assert_close(program.module()(*arguments), loss(*arguments))
+
+
+def weight_gradient_of_backward(loss, weight):
+    return torch.autograd.grad(loss(weight), weight)[0]
+
+
+def weight_gradient_with_a_graph(loss, weight):
+    return torch.autograd.grad(loss(weight), weight, create_graph=True)[0]
+
+
+def weight_gradient_of_a_transform(loss, weight):
+    return torch.func.grad(loss)(weight)
+
+
+@pytest.mark.parametrize(
+    "weight_gradient",
+    [
+        weight_gradient_of_backward,
+        weight_gradient_with_a_graph,
+        weight_gradient_of_a_transform,
+    ],
+)
+@pytest.mark.parametrize(
+    ("reduction", "class_weight", "can_skip_rows"),
+    [("mean", False, True), ("mean", False, False), ("none", False, True), ("mean", True, True)],
+)
+def test_features_of_an_ignored_row_never_reach_the_gradient(
+    weight_gradient, reduction, class_weight, can_skip_rows, monkeypatch
+):
+    if not can_skip_rows:
+        # as on a GPU with chunk_size, where their number is not read
+        monkeypatch.setattr(linear_chunks, "_counted_rows", lambda ignored, size: None)
+    x, weight, target, bias = random_head(dtype=torch.float64)
+    options = {"linear_bias": bias, "reduction": reduction, "label_smoothing": 0.1}
+    if class_weight:
+        # PyTorch's loss has no derivative in class weights under torch.func
+        has_gradient = weight_gradient is not weight_gradient_of_a_transform
+        options["weight"] = torch.rand(len(weight), dtype=x.dtype, requires_grad=has_gradient)
+
+    def loss(weight, x):
+        return torch_softmax.linear_cross_entropy(x, weight, target, **options).sum()
+
+    expected = weight_gradient(lambda w: loss(w, x.detach()), weight)
+    spoiled = x.detach().masked_fill((target == -100).unsqueeze(1), torch.nan)
+    actual = weight_gradient(lambda w: loss(w, spoiled), weight)
+    torch.testing.assert_close(actual, expected)

@@ -15,6 +15,12 @@ X, WEIGHT, TARGET = torch.zeros(4, 3), torch.zeros(5, 3), torch.zeros(4, dtype=t
         ({"input": torch.zeros(4, 3, dtype=torch.long)}, TypeError, "needs input to be float16"),
         ({"input": "x"}, TypeError, "needs input to be a Tensor, got str"),
         ({"linear_weight": torch.zeros(5)}, ValueError, r"linear_weight of shape .*got \(5,\)"),
+        (
+            {"linear_weight": torch.zeros(5, 3).to_sparse()},
+            TypeError,
+            "linear_weight to be a s",
+        ),
+        ({"linear_bias": torch.zeros(5).to_sparse()}, TypeError, "linear_bias to be a s"),
         ({"linear_weight": torch.zeros(0, 3)}, ValueError, "at least one class"),
         ({"linear_weight": torch.zeros(5, 2)}, ValueError, "3 features"),
         ({"linear_weight": torch.zeros(5, 3).double()}, TypeError, "linear_weight of dtype"),

@@ -34,12 +34,6 @@ class LinearHead(NamedTuple):
         is_wider = self.logits_dtype != self.x.dtype
         return self.logits_dtype if is_wider and not self.x.is_cuda else self.x.dtype
 
-    def dense_logits(self) -> Tensor:
-        """All logits, differentiable."""
-        dtype = self.logits_dtype
-        bias = None if self.bias is None else self.bias.to(dtype)
-        return torch.nn.functional.linear(self.x.to(dtype), self.weight.to(dtype), bias)
-
 
 class Chunk(NamedTuple):
     """Some rows, and their logits in the buffer."""
@@ -59,7 +53,13 @@ def chunks(
     n_chunks = -(-n_rows // size)
     # chunks of equal size, which all reach the same speed
     size = size if chunk_size or not n_chunks else -(-n_rows // n_chunks)
-    return n_chunks, _fill_chunks(head, index, n_rows, size)
+    unused = ignored if index is None else None
+    return n_chunks, _fill_chunks(head, index, unused, n_rows, size)
+
+
+def zero_rows(x: Tensor, unused: Tensor | None) -> Tensor:
+    """``x`` with zeros in the rows of a mask, whose NaN would reach the weight's gradient."""
+    return x if unused is None else x.masked_fill(unused.unsqueeze(1), 0)
 
 
 def rows_in_budget(head: LinearHead) -> int:
@@ -83,13 +83,16 @@ def _counted_rows(ignored: Tensor, chunk_size: int | None) -> Tensor | None:
     return None if len(index) == len(ignored) else index
 
 
-def _fill_chunks(head: LinearHead, index: Tensor | None, n_rows: int, size: int) -> Iterator[Chunk]:
+def _fill_chunks(
+    head: LinearHead, index: Tensor | None, unused: Tensor | None, n_rows: int, size: int
+) -> Iterator[Chunk]:
     weight = head.weight.to(head.products_dtype()).t()
     buffer = head.x.new_empty((min(size, n_rows), len(head.weight)), dtype=head.logits_dtype)
     for start in range(0, n_rows, size):
         rows = slice(start, min(start + size, n_rows))
         chosen = rows if index is None else index[rows]
-        x, logits = head.x[chosen], buffer[: rows.stop - rows.start]
+        x = zero_rows(head.x[chosen], None if unused is None else unused[rows])
+        logits = buffer[: rows.stop - rows.start]
         if head.bias is None:
             multiply(x.to(weight.dtype), weight, logits)
         else:

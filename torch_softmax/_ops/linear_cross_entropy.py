@@ -23,8 +23,9 @@ from torch_softmax._ops.linear_chunks import HeadGradients, LinearHead, chunks, 
 from torch_softmax._ops.linear_cross_entropy_rows import linear_cross_entropy_rows
 from torch_softmax._ops.linear_rows import (
     classes_last,
-    ignored_rows,
+    dense_logits,
     placeholder_logits,
+    rows_of,
 )
 from torch_softmax._ops.registration import (
     needs_differentiable_backward,
@@ -65,7 +66,8 @@ def _loss_and_gradients(
         stand_in = placeholder_logits(head, target)
         _, _, terms = reference.loss_terms(stand_in, target, weight, None, options)
         denominator = torch.as_tensor(terms.denominator, device=x.device)
-    n_chunks, each_chunk = chunks(head, ignored_rows(target, ignore_index), chunk_size)
+    ignored = rows_of(reference.ignored_mask(target, ignore_index))
+    n_chunks, each_chunk = chunks(head, ignored, chunk_size)
     gradients = HeadGradients(head, needed, n_chunks)
     loss = x.new_zeros((), dtype=compute_dtype(logits_dtype))
     if not n_chunks and denominator is not None:
@@ -105,7 +107,8 @@ def linear_cross_entropy_loss(
     """The loss of all rows of a head in ``dtype``, as the options say; differentiable."""
     args = (target, weight, denominator, options, dtype)
     if not _takes_chunks(head, target, weight, denominator):
-        return cross_entropy_loss(classes_last(head.dense_logits(), target), *args, False)
+        ignored = reference.ignored_mask(target, options.ignore_index)
+        return cross_entropy_loss(dense_logits(head, target, ignored), *args, False)
     denominator_needs = denominator is not None and denominator.requires_grad
     # float16 would lose small gradients before a loss scaler's factor lifts them
     if options.reduction == "none" or head.x.dtype == torch.float16 or denominator_needs:
@@ -134,9 +137,9 @@ def linear_cross_entropy_with_rows(
 
     The numbers of an ignored row are 0, its prediction is -1.
     """
-    ignored = None if target.is_floating_point() else target.long() == options.ignore_index
+    ignored = reference.ignored_mask(target, options.ignore_index)
     if not _takes_chunks(head, target, weight, denominator):
-        logits = classes_last(head.dense_logits(), target)
+        logits = dense_logits(head, target, ignored)
         args = (target, weight, denominator, options, dtype)
         loss, rows = cross_entropy_with_rows(logits, *args, with_entropy, False)
         return loss, rows if ignored is None else _without_ignored(rows, ignored)
@@ -228,10 +231,9 @@ def _recomputed(
     # aliases, since one of them may be a function of another, and the derivatives here are partial
     tensors = [y if y is None else y.view_as(y) for y in tensors]
     x, linear_weight, target, bias, weight, denominator = tensors
-    logits = LinearHead(x, linear_weight, bias, ctx.logits_dtype).dense_logits()
+    ignored = reference.ignored_mask(target, ctx.options.ignore_index)
+    logits = dense_logits(LinearHead(x, linear_weight, bias, ctx.logits_dtype), target, ignored)
     args = (target, weight, denominator, ctx.options, ctx.dtype)
-    loss, _ = reference.compose_loss(
-        reference.cross_entropy_forward, classes_last(logits, target), *args
-    )
+    loss, _ = reference.compose_loss(reference.cross_entropy_forward, logits, *args)
     inputs = [tensors[i] for i in indices]
     return torch.autograd.grad(loss, inputs, dloss, create_graph=True)

@@ -14,7 +14,7 @@ from torch_softmax import reference
 from torch_softmax._layout import RowOutputs, empty_row_outputs, enabled_outputs
 from torch_softmax._ops.cross_entropy import cross_entropy_backward_inplace, cross_entropy_forward
 from torch_softmax._ops.linear_chunks import HeadGradients, LinearHead, chunks, empty_gradients
-from torch_softmax._ops.linear_rows import classes_last, placeholder_logits, rows_of
+from torch_softmax._ops.linear_rows import classes_last, dense_logits, placeholder_logits, rows_of
 from torch_softmax._ops.registration import needs_differentiable_backward, register_composed
 
 _ARGUMENTS = (
@@ -44,7 +44,7 @@ def _rows(
     for y in outputs:
         y.fill_(-1 if y is outputs.prediction else 0)
     wanted = enabled_outputs(target, class_weight, with_entropy)
-    for chunk in chunks(head, None if ignored is None else rows_of(ignored), chunk_size)[1]:
+    for chunk in chunks(head, rows_of(ignored), chunk_size)[1]:
         logits = classes_last(chunk.logits, target)
         part = cross_entropy_forward(
             logits, target[chunk.rows], class_weight, logit_scale, softcap, with_entropy
@@ -83,8 +83,7 @@ def _gradients(
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     head = LinearHead(x, linear_weight, linear_bias, logits_dtype)
-    mask = None if ignored is None else rows_of(ignored)
-    n_chunks, each_chunk = chunks(head, mask, chunk_size)
+    n_chunks, each_chunk = chunks(head, rows_of(ignored), chunk_size)
     gradients = HeadGradients(head, needed, n_chunks)
     for chunk in each_chunk:
         coefficients = (y if y is None else y[chunk.rows] for y in (softmax_stats, a, b, s, e))
@@ -220,7 +219,7 @@ def _differentiable_gradients(
         # aliases, since one may be a function of another, and the derivatives here are partial
         inputs: list[Any] = [y if y is None else y.view_as(y) for y in tensors]
         x, weight, target, bias, class_weight, ignored = inputs
-        logits = classes_last(LinearHead(x, weight, bias, logits_dtype).dense_logits(), target)
+        logits = dense_logits(LinearHead(x, weight, bias, logits_dtype), target, ignored)
         rows = reference.cross_entropy_forward(
             logits, target, class_weight, logit_scale, softcap, ctx.with_entropy
         )

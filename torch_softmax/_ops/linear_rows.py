@@ -1,8 +1,9 @@
 """The rows of a linear head's logits, which no tensor holds all at once."""
 
+import torch
 from torch import Tensor
 
-from torch_softmax._ops.linear_chunks import LinearHead
+from torch_softmax._ops.linear_chunks import LinearHead, zero_rows
 
 
 def losses_per_row(target: Tensor) -> tuple[int, ...]:
@@ -24,14 +25,14 @@ def placeholder_logits(head: LinearHead, target: Tensor) -> Tensor:
     return head.x.new_zeros((), dtype=head.logits_dtype).expand(shape)
 
 
-def ignored_rows(target: Tensor, ignore_index: int) -> Tensor | None:
-    """Mask of the rows of ``x`` all of whose targets are ignored; None for probabilities."""
-    if target.is_floating_point():
-        return None
-    # int64 before the comparison: ignore_index may not exist in a narrower type, and would wrap
-    return rows_of(target.long() == ignore_index)
+def rows_of(ignored: Tensor | None) -> Tensor | None:
+    """The rows of ``x`` all of whose losses are in a mask, if there is one."""
+    return ignored.all(1) if ignored is not None and ignored.dim() == 2 else ignored
 
 
-def rows_of(ignored: Tensor) -> Tensor:
-    """The rows of ``x`` that a mask of losses covers."""
-    return ignored.all(1) if ignored.dim() == 2 else ignored
+def dense_logits(head: LinearHead, target: Tensor, ignored: Tensor | None) -> Tensor:
+    """All logits, classes last, differentiable; those of ignored rows are the bias."""
+    x, dtype = zero_rows(head.x, rows_of(ignored)), head.logits_dtype
+    bias = None if head.bias is None else head.bias.to(dtype)
+    logits = torch.nn.functional.linear(x.to(dtype), head.weight.to(dtype), bias)
+    return classes_last(logits, target)

@@ -157,7 +157,7 @@ def _vocab_parallel_loss(
 ) -> tuple[Tensor, GlobalRows]:
     input, target, weight, denominator = tensors
     group, num_classes, class_offset = layout
-    check_strided(name, input)
+    check_strided(name, "input", input)
     check_cross_entropy_tensors(name, input, target, weight, options.ignore_index, min_classes=0)
     denominator = as_denominator(name, denominator, options.reduction, input)
     check_reverse_mode(name)

@@ -6,7 +6,7 @@ from torch.distributed import ProcessGroup
 
 from torch_softmax import reference
 from torch_softmax._layout import compute_dtype
-from torch_softmax._ops.linear_rows import classes_last
+from torch_softmax._ops.linear_rows import dense_logits
 from torch_softmax._options import LossOptions, Reduction
 from torch_softmax.distributed.class_shard import ClassShard, as_class_shard
 from torch_softmax.distributed.collectives import as_group, with_summed_gradient
@@ -100,7 +100,7 @@ def _loss(call: LinearCall, shard: ClassShard, options: LossOptions) -> Tensor:
     weight = None if weight is None else weight.to(compute_dtype(call.head.logits_dtype))
     others_need_gradient = target.requires_grad or (weight is not None and weight.requires_grad)
     if others_need_gradient and torch.is_grad_enabled():
-        rows, shard = _dense_rows(call, target, weight, shard, options)
+        rows, shard = _dense_rows(call, target, weight, ignored, shard, options)
     else:
         scaling = (options.logit_scale, options.softcap)
         head_options = HeadOptions(*scaling, call.head.logits_dtype, chunk_size)
@@ -116,6 +116,7 @@ def _dense_rows(
     call: LinearCall,
     target: Tensor,
     weight: Tensor | None,
+    ignored: Tensor | None,
     shard: ClassShard,
     options: LossOptions,
 ) -> tuple[GlobalRows, ClassShard]:
@@ -124,5 +125,5 @@ def _dense_rows(
         *(_NAME, options.label_smoothing > 0, False, options.logit_scale, options.softcap),
         inplace=False,
     )
-    logits = classes_last(head.dense_logits(), target)
+    logits = dense_logits(head, target, ignored)
     return vocab_parallel_rows(logits, target, weight, shard, row_options)

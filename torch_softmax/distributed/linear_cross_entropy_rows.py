@@ -12,7 +12,8 @@ from torch.autograd import Function
 from torch.distributed import ProcessGroup
 
 from torch_softmax._ops import LinearHead
-from torch_softmax._ops.linear_rows import classes_last, losses_per_row
+from torch_softmax._ops.linear_chunks import zero_rows
+from torch_softmax._ops.linear_rows import dense_logits, losses_per_row, rows_of
 from torch_softmax.distributed.class_shard import ClassShard
 from torch_softmax.distributed.collectives import (
     start_all_reduce,
@@ -126,11 +127,10 @@ def _differentiable_head_gradients(
     options: HeadOptions,
 ) -> tuple[Tensor, ...]:
     """The same as :func:`_head_gradients`, in PyTorch's operators, with all logits of the rank."""
-    x, linear_weight, bias, target, weight, _ = tensors
+    x, linear_weight, bias, target, weight, ignored = tensors
     # each rank multiplies x with its own weight, and its own gradient with x
-    x = with_summed_gradient(x, group)
-    logits = LinearHead(x, linear_weight, bias, options.logits_dtype).dense_logits()
-    rows = classes_last(logits, target)
+    x = zero_rows(with_summed_gradient(x, group), rows_of(ignored))
+    rows = dense_logits(LinearHead(x, linear_weight, bias, options.logits_dtype), target, None)
     scaling = (options.logit_scale, options.softcap)
     dlogits = differentiable_shard_backward(
         rows, target, weight, first_class, *factors, *scaling

@@ -105,7 +105,7 @@ def _backward_input(
         target, is_local = local_target(target, first_class, logits.shape[-1])
         # another rank subtracts the one-hot
         b = b.masked_fill(~is_local, 0)
-    n_chunks, each_chunk = chunks(head, None if ignored is None else rows_of(ignored), chunk_size)
+    n_chunks, each_chunk = chunks(head, rows_of(ignored), chunk_size)
     of_input = HeadGradients(head, [needed[0], False, False], n_chunks)
     of_head = HeadGradients(head, [False, *needed[1:]], n_chunks)
     last_x, last_dlogits = x[:0].clone(), x.new_empty(0, len(linear_weight), dtype=logits_dtype)

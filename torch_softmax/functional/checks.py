@@ -98,12 +98,12 @@ def as_number(function: str, argument: str, value: Any) -> float:
     return value
 
 
-def check_strided(function: str, input: Tensor) -> None:
+def check_strided(function: str, argument: str, tensor: Tensor) -> None:
     """Raise TypeError for a tensor without strides, such as a sparse one."""
-    check_tensor(function, "input", input)
-    if not is_strided(input):
+    check_tensor(function, argument, tensor)
+    if not is_strided(tensor):
         raise ArgumentTypeError(
-            f"{function} needs input to be a strided tensor, got {_kind(input)}"
+            f"{function} needs {argument} to be a strided tensor, got {_kind(tensor)}"
         )
 
 

@@ -225,7 +225,7 @@ def cross_entropy_with_stats(
 
         tensors = (input, target, weight, denominator)
         return CrossEntropyStats(*dtensor_cross_entropy(name, tensors, options, inplace, True))
-    check_strided(name, input)
+    check_strided(name, "input", input)
     check_cross_entropy_tensors(name, input, target, weight, options.ignore_index)
     denominator = as_denominator(name, denominator, options.reduction, input)
     # torch.compile plans memory itself

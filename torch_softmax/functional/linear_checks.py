@@ -27,9 +27,9 @@ def check_linear_tensors(
     min_classes: int = 1,
 ) -> None:
     """Raise unless the operands of the linear layer fit together."""
-    check_strided(function, input)
+    check_strided(function, "input", input)
     check_floating(function, "input", input)
-    check_tensor(function, "linear_weight", linear_weight)
+    check_strided(function, "linear_weight", linear_weight)
     if input.dim() == 0:
         raise ArgumentValueError(f"{function} needs input to have a feature axis, got a scalar")
     sizes = linear_weight.shape[:-1]
@@ -50,7 +50,7 @@ def check_linear_tensors(
         )
     _check_operand(function, "linear_weight", linear_weight, input)
     if linear_bias is not None:
-        check_tensor(function, "linear_bias", linear_bias)
+        check_strided(function, "linear_bias", linear_bias)
         if linear_bias.shape != linear_weight.shape[:-1]:
             raise ArgumentValueError(
                 f"{function} needs linear_bias of shape {tuple(linear_weight.shape[:-1])}, "
