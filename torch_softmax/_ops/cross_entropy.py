@@ -12,6 +12,7 @@ from torch.autograd import Function
 
 from torch_softmax import reference
 from torch_softmax._layout import RowOutputs, empty_row_outputs, enabled_outputs
+from torch_softmax._ops.donation import overwritten
 from torch_softmax._ops.registration import (
     is_batched,
     is_plain_reverse_mode,
@@ -129,9 +130,7 @@ class CrossEntropyRowsFunction(Function):
 
 def _overwrite(logits: Tensor, *args: Any) -> Tensor:
     cross_entropy_backward_inplace(logits, *args)
-    # functions that saved the logits must raise in backward, as after any in-place operation
-    torch.autograd.graph.increment_version(logits)
-    return logits.detach()
+    return overwritten(logits)
 
 
 def _differentiable_gradients(

@@ -14,6 +14,7 @@ from torch.autograd import Function
 from torch_softmax import reference
 from torch_softmax._layout import RowOutputs
 from torch_softmax._ops.cross_entropy import cross_entropy_rows
+from torch_softmax._ops.donation import overwritten
 from torch_softmax._ops.registration import (
     needs_differentiable_backward,
     register,
@@ -140,8 +141,8 @@ class SoftmaxCrossEntropyFunction(Function):
             loss: Tensor = cross_entropy_loss_operator(*inputs, dtype, False, *options)[0]
             ctx.save_for_backward(None, *inputs)
         elif inplace:
-            loss, dlogits = _overwritten(*inputs, dtype, *options)
-            ctx.save_for_backward(dlogits)
+            loss = cross_entropy_loss_inplace(*inputs, dtype, *options)
+            ctx.save_for_backward(overwritten(logits))
         else:
             is_default = weight is denominator is None and dtype is logits.dtype and not options
             arguments = (logits, target) if is_default else (*inputs, dtype, True, *options)
@@ -153,14 +154,6 @@ class SoftmaxCrossEntropyFunction(Function):
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
         dlogits, *inputs = ctx.saved_tensors
         return _gradient(ctx, dloss, dlogits, inputs), None, None, None, None, None, None
-
-
-def _overwritten(logits: Tensor, *args: Any, dloss: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The loss, and the gradient in the memory of ``logits``."""
-    loss: Tensor = cross_entropy_loss_inplace(logits, *args, dloss=dloss)
-    # functions that saved the logits must raise in backward, as after any in-place operation
-    torch.autograd.graph.increment_version(logits)
-    return loss, logits.detach()
 
 
 def _gradient(ctx: Any, dloss: Tensor, dlogits: Tensor | None, inputs: list[Any]) -> Tensor:
@@ -183,7 +176,8 @@ def _gradient(ctx: Any, dloss: Tensor, dlogits: Tensor | None, inputs: list[Any]
 def _late_gradient(ctx: Any, dloss: Tensor, inputs: list[Any]) -> Tensor:
     """The gradient, multiplied by ``dloss`` before it is rounded."""
     if ctx.inplace:
-        return _overwritten(*inputs, ctx.dtype, *ctx.options, dloss=dloss)[1]
+        cross_entropy_loss_inplace(*inputs, ctx.dtype, *ctx.options, dloss=dloss)
+        return overwritten(inputs[0])
     arguments = (*inputs, ctx.dtype, True, *ctx.options)
     dlogits: Tensor = cross_entropy_loss_operator(*arguments, dloss=dloss)[1]
     return dlogits

@@ -8,6 +8,7 @@ from torch.autograd import Function
 from torch.distributed import ProcessGroup
 
 from torch_softmax import reference
+from torch_softmax._ops.donation import overwritten
 from torch_softmax.distributed.class_shard import ClassShard
 from torch_softmax.distributed.gathered_rows import gather_shards, valid_classes
 from torch_softmax.distributed.row_gradients import (
@@ -113,9 +114,7 @@ class VocabParallelRowsFunction(Function):
 
 def _overwrite(logits: Tensor, *args: Any) -> Tensor:
     shard_backward_inplace(logits, *args)
-    # functions that saved the logits must raise in backward, as after any in-place operation
-    torch.autograd.graph.increment_version(logits)
-    return logits.detach()
+    return overwritten(logits)
 
 
 def _cost(logits: Tensor, rows: GlobalRows, options: RowOptions) -> Tensor:
