@@ -42,6 +42,8 @@ def local_ranks(n_ranks=N_RANKS):
     dist.init_process_group("fake", rank=0, world_size=n_ranks, store=FakeStore())
     try:
         with LocalTensorMode(n_ranks) as mode:
+            if torch.__version__ < "2.14" and not isinstance(dist.get_rank(), torch.SymInt):
+                pytest.skip("needs a PyTorch whose simulated ranks know their number")
             yield mode
     finally:
         dist.destroy_process_group()

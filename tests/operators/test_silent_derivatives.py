@@ -42,7 +42,8 @@ def test_gradient_penalty_of_a_compiled_function_raises(name):
     compiled = torch.compile(FUNCTIONS[name], backend="aot_eager", fullgraph=True)
     x = LOGITS.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(compiled(x), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="double backward"):
+    # PyTorch 2.11 gives the gradient no graph
+    with pytest.raises(RuntimeError, match=r"double backward|does not require grad"):
         gradient.square().sum().backward()
 
 

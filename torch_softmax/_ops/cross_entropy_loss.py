@@ -134,7 +134,8 @@ class SoftmaxCrossEntropyFunction(Function):
         inplace: bool,
     ) -> Tensor:
         # defaults are left out: to convert them takes 2 us, a sixth of a call for few rows
-        options = () if options == DEFAULT_OPTIONS else options
+        has_options = options != DEFAULT_OPTIONS
+        options = options if has_options else ()
         ctx.options, ctx.dtype, ctx.inplace = options, dtype, inplace
         inputs = (logits, target, weight, denominator)
         if logits.dtype is torch.float16:
@@ -144,8 +145,8 @@ class SoftmaxCrossEntropyFunction(Function):
             loss = cross_entropy_loss_inplace(*inputs, dtype, *options)
             ctx.save_for_backward(overwritten(logits))
         else:
-            is_default = weight is denominator is None and dtype is logits.dtype and not options
-            arguments = (logits, target) if is_default else (*inputs, dtype, True, *options)
+            is_plain = weight is denominator is None and dtype is logits.dtype and not has_options
+            arguments = (logits, target) if is_plain else (*inputs, dtype, True, *options)
             loss, dlogits = cross_entropy_loss_operator(*arguments)
             ctx.save_for_backward(dlogits, *inputs)
         return loss

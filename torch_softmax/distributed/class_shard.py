@@ -63,9 +63,11 @@ def as_class_shard(
 def _chunk(function: str, group: ProcessGroup, n_local: int, num_classes: int) -> ClassShard:
     rank, n_ranks = dist.get_rank(group), dist.get_world_size(group)
     size = -(-num_classes // n_ranks)
-    # int, or a torch.SymInt where one program runs several ranks
-    first: Any = torch.sym_min(rank * size, num_classes)
-    last = torch.sym_min(first + size, num_classes)
+    # one program that runs several ranks has one torch.SymInt for all of them; torch.compile of
+    # PyTorch 2.11 traces sym_min of no int
+    smaller: Any = torch.sym_min if isinstance(rank, torch.SymInt) else min
+    first = smaller(rank * size, num_classes)
+    last = smaller(first + size, num_classes)
     if n_local != last - first:
         raise ArgumentValueError(
             f"{function} needs {last - first} classes on rank {rank} of {n_ranks}, its chunk of "

@@ -16,6 +16,9 @@ from torch_softmax.distributed.collectives import (
 )
 from torch_softmax.distributed.dtensor import as_dtensor, local_tensor, sharding_of
 
+# seen in 2.11
+_COMPILES_GRADIENTS = torch.__version__ >= "2.14"
+
 
 def dtensor_softmax(function: str, input: Any, dim: int, dtype: torch.dtype) -> Tensor:
     """Softmax or log-softmax, as ``function`` says, with the placements of ``input``.
@@ -28,6 +31,11 @@ def dtensor_softmax(function: str, input: Any, dim: int, dtype: torch.dtype) -> 
     x, is_log = local_tensor(input), function == "log_softmax"
     group = sharding.group_of(dim)
     if group is not None:
+        if torch.compiler.is_compiling() and not _COMPILES_GRADIENTS:
+            raise RuntimeError(
+                f"{function} needs PyTorch 2.14 or later for a compiled softmax along a sharded "
+                f"axis, got {torch.__version__}, which loses its gradient"
+            )
         y = _ShardedSoftmaxFunction.apply(x, dim, dtype, is_log, group)
     else:
         y = (_ops.log_softmax if is_log else _ops.softmax)(x, dim, dtype)
