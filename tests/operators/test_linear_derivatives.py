@@ -237,7 +237,7 @@ def test_features_of_an_ignored_row_never_reach_the_gradient(
 ):
     if not can_skip_rows:
         # as on a GPU with chunk_size, where their number is not read
-        monkeypatch.setattr(linear_chunks, "_counted_rows", lambda ignored, size: None)
+        monkeypatch.setattr(linear_chunks, "_may_count", lambda ignored, chunk_size: False)
     x, weight, target, bias = random_head(dtype=torch.float64)
     options = {"linear_bias": bias, "reduction": reduction, "label_smoothing": 0.1}
     if class_weight:

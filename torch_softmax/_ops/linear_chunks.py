@@ -47,13 +47,16 @@ def chunks(
     head: LinearHead, ignored: Tensor | None, chunk_size: int | None
 ) -> tuple[int, Iterator[Chunk]]:
     """The number of chunks, and the chunks, whose logits take the same buffer in turn."""
-    index = None if ignored is None else _counted_rows(ignored, chunk_size)
+    index = unused = None
+    if ignored is not None and _may_count(ignored, chunk_size):
+        index = _counted_rows(ignored)
+    else:
+        unused = ignored
     n_rows = len(head.x) if index is None else len(index)
     size = min(chunk_size or rows_in_budget(head), max(n_rows, 1))
     n_chunks = -(-n_rows // size)
     # chunks of equal size, which all reach the same speed
     size = size if chunk_size or not n_chunks else -(-n_rows // n_chunks)
-    unused = ignored if index is None else None
     return n_chunks, _fill_chunks(head, index, unused, n_rows, size)
 
 
@@ -74,11 +77,13 @@ def rows_in_budget(head: LinearHead) -> int:
     return min(max(budget // row_bytes, least), most)
 
 
-def _counted_rows(ignored: Tensor, chunk_size: int | None) -> Tensor | None:
+def _may_count(ignored: Tensor, chunk_size: int | None) -> bool:
+    """False where only a GPU knows their number, and the caller asked not to wait for it."""
+    return chunk_size is None or ignored.device.type == "cpu"
+
+
+def _counted_rows(ignored: Tensor) -> Tensor | None:
     """Index of the rows that are not ignored, or None for all of them."""
-    if chunk_size is not None and ignored.device.type != "cpu":
-        # their number is known to the device alone, and the caller asked not to wait for it
-        return None
     index = (~ignored).nonzero().squeeze(1)
     return None if len(index) == len(ignored) else index
 
