@@ -116,10 +116,12 @@ def composed(logits, target, weight, options):
     return total if options["reduction"] == "sum" else total / denominator
 
 
-def launch(logits, target, weight, options, with_gradient=True):
+def launch(logits, target, weight, options, with_gradient=True, dloss=None):
     denominator = options["denominator"]
     *tensors, settings = arguments(logits, target, weight, options, denominator)
-    return _launch.launch_cross_entropy_loss(*tensors, logits.dtype, with_gradient, *settings)
+    return _launch.launch_cross_entropy_loss(
+        *tensors, logits.dtype, with_gradient, *settings, dloss=dloss
+    )
 
 
 def arguments(logits, target, weight, options, denominator):
@@ -182,11 +184,8 @@ def test_cross_entropy_loss_multiplies_the_gradient_by_dloss(kernel_device, shap
     target, weight = make_target(logits), class_weight(logits)
     loss, dlogits = launch(logits, target, weight, options)
 
-    *tensors, settings = arguments(logits, target, weight, options, options["denominator"])
     factor = torch.tensor(-4.0, dtype=torch.float64, device=kernel_device)
-    actual = _launch.launch_cross_entropy_loss(
-        *tensors, logits.dtype, True, *settings, dloss=factor
-    )
+    actual = launch(logits, target, weight, options, dloss=factor)
 
     torch.testing.assert_close(actual, (loss, -4 * dlogits), rtol=0, atol=0)
 

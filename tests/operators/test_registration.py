@@ -74,6 +74,13 @@ def test_opcheck_finds_no_fault_with_an_incoming_gradient(device):
         torch.library.opcheck(getattr(OPERATORS, name).default, tensors, {"dloss": dloss})
 
 
+def test_operator_refuses_an_incoming_gradient_that_needs_a_derivative(device):
+    tensors = torch.randn(4, 5, device=device), torch.ones(4, dtype=torch.long, device=device)
+    dloss = torch.ones((), device=device, requires_grad=True)
+    with pytest.raises(RuntimeError, match="has no derivative of its own"):
+        OPERATORS.cross_entropy_loss(*tensors, dloss=dloss)
+
+
 def test_opcheck_covers_every_operator():
     registered = {
         schema.name.partition("::")[2]

@@ -71,7 +71,7 @@ def define(
     def refusing(implementation: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
             if torch.is_grad_enabled():
-                refuse_derivatives(stem, args)
+                refuse_derivatives(stem, (*args, *kwargs.values()))
             return implementation(*args, **kwargs)
 
         return run
@@ -165,10 +165,7 @@ def needs_differentiable_backward(*gradients: Tensor | None) -> bool:
         return False
     if forward_ad._current_level >= 0 or not is_plain_reverse_mode():
         return True
-    for gradient in gradients:
-        if gradient is not None and torch._C._functorch.is_legacy_batchedtensor(gradient):
-            return True
-    return False
+    return any(map(is_batched, gradients))
 
 
 def is_batched(gradient: Tensor | None) -> bool:

@@ -168,12 +168,12 @@ def check_cross_entropy_tensors(
         check_weight(function, weight, input)
 
 
-def need_no_check(input: Any, target: Any, weight: Any, denominator: Any) -> bool:
-    """Whether the tensors are a matrix of logits and class indices, as most callers have them.
+def needs_checks(input: Any, target: Any, weight: Any, denominator: Any) -> bool:
+    """False for a matrix of logits and class indices, as most callers have them.
 
     For few rows, the general checks take longer than the loss.
     """
-    return (
+    return not (
         weight is denominator is None
         and type(input) is type(target) is Tensor
         and input.dtype in FLOATING

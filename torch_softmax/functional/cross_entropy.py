@@ -16,7 +16,7 @@ from torch_softmax.functional.checks import (
     check_cross_entropy_tensors,
     check_strided,
     check_torch_options,
-    need_no_check,
+    needs_checks,
 )
 from torch_softmax.functional.kinds import autocast_widens, has_dtensor, is_strided
 
@@ -127,7 +127,7 @@ def cross_entropy(
     options = as_loss_options(
         "cross_entropy", ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale
     )
-    if not need_no_check(input, target, weight, denominator):
+    if needs_checks(input, target, weight, denominator):
         if has_dtensor(input, target, weight, denominator):
             # imported with the first DTensor
             from torch_softmax.distributed.dtensor_cross_entropy import dtensor_cross_entropy
