@@ -34,15 +34,15 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture(params=["cpu", *KERNELS])
-def device(request, cpu_path, monkeypatch):
+def device(request, cpu_path):
     """The paths of the operators: the CPU's, the kernels interpreted, the kernels on a GPU."""
-    return take_path(request.param, monkeypatch)
+    return take_path(request.param)
 
 
 @pytest.fixture(params=KERNELS)
-def kernel_device(request, cpu_path, monkeypatch):
+def kernel_device(request, cpu_path):
     """The paths that run the kernels."""
-    return take_path(request.param, monkeypatch)
+    return take_path(request.param)
 
 
 @pytest.fixture
@@ -60,15 +60,15 @@ def launches(monkeypatch):
 
 
 @pytest.fixture
-def not_compiled(monkeypatch):
+def not_compiled(cpu_path):
     """The CPU's path as it is without a compiler."""
-    take_path("uncompiled", monkeypatch)
+    take_path("uncompiled")
 
 
 @pytest.fixture(autouse=True)
-def cpu_path(monkeypatch):
+def cpu_path():
     """A test that asks for no device runs as on a machine whose environment says nothing."""
-    take_path("cpu", monkeypatch)
+    take_path("cpu")
 
 
 @pytest.fixture(autouse=True)

@@ -1,11 +1,11 @@
-"""The CPU's loss operator called directly, and what it must return."""
+"""The loss operator called directly, and what it must return."""
 
 import torch
 import torch.nn.functional as F
 
-from torch_softmax import _cpu
 from torch_softmax._layout import compute_dtype
 
+OPERATORS = torch.ops.torch_softmax
 OPTIONS = {
     "ignore_index": -100,
     "reduction": "mean",
@@ -23,14 +23,14 @@ def loss_and_gradient(
     values = (OPTIONS | options).values()
     args = (logits, target, weight, denominator, compute_dtype(logits.dtype))
     if inplace:
-        return _cpu.cross_entropy_loss_inplace(*args, *values, dloss=dloss), logits
-    return _cpu.cross_entropy_loss(*args, True, *values, dloss=dloss)
+        return OPERATORS.cross_entropy_loss_inplace(*args, *values, dloss=dloss), logits
+    return OPERATORS.cross_entropy_loss(*args, True, *values, dloss=dloss)
 
 
 def loss_alone(logits, target, weight=None, **options):
     values = (OPTIONS | options).values()
     dtype = compute_dtype(logits.dtype)
-    return _cpu.cross_entropy_loss(logits, target, weight, None, dtype, False, *values)
+    return OPERATORS.cross_entropy_loss(logits, target, weight, None, dtype, False, *values)
 
 
 def torch_loss_and_gradient(

@@ -5,8 +5,8 @@ import os
 import pytest
 import torch
 
-from torch_softmax._cpu import compiled_cross_entropy
-from torch_softmax._ops import registration
+from torch_softmax._cpu import compiled
+from torch_softmax._ops import cpu_path
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm GPU")
 INTERPRETER_OFF = pytest.mark.skipif(
@@ -14,8 +14,8 @@ INTERPRETER_OFF = pytest.mark.skipif(
     reason="needs TRITON_INTERPRET=1, which is left off where a GPU runs the kernels",
 )
 NOT_COMPILED = pytest.mark.skipif(
-    compiled_cross_entropy.compiled is None,
-    reason="needs torch_softmax._cpu.compiled: pip install -e . with a C compiler",
+    not compiled.is_available(),
+    reason="needs torch_softmax._cpu.operators: pip install -e . with a C++ compiler",
 )
 KERNELS = [
     pytest.param("interpreted", marks=INTERPRETER_OFF),
@@ -34,14 +34,12 @@ def needs_gpus(count):
     return lambda test: pytest.mark.gpu(skip(test))
 
 
-def take_path(path, monkeypatch):
-    """Let the operators take a path, for the length of a test, and return its device."""
-    monkeypatch.setattr(registration, "INTERPRETED", path == "interpreted")
-    if path == "uncompiled":
-        monkeypatch.setattr(compiled_cross_entropy, "compiled", None)
+def take_path(path):
+    """Let the operators take a path, and return its device."""
+    cpu_path.take("compiled" if path in ("cpu", "gpu") else path)
     return torch.device("cuda" if path == "gpu" else "cpu")
 
 
 def runs_kernels(device):
     """Whether the operators of this test run kernels for tensors on ``device``."""
-    return device.type != "cpu" or registration.INTERPRETED
+    return device.type != "cpu" or cpu_path.runs_kernels()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cpu_losses import loss_and_gradient, some_targets
-from torch_softmax._cpu import blocks, compiled_cross_entropy
+from torch_softmax._cpu import blocks
 
 LAYOUTS = {
     "matrix": lambda x: x,
@@ -14,10 +14,7 @@ LAYOUTS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def not_compiled(monkeypatch):
-    """The CPU's path as it is without a compiler."""
-    monkeypatch.setattr(compiled_cross_entropy, "compiled", None)
+pytestmark = pytest.mark.usefixtures("not_compiled")
 
 
 @pytest.mark.parametrize("elements", [1, 13, 40, 200])

@@ -12,15 +12,13 @@ from cpu_losses import (
     some_targets,
     torch_loss_and_gradient,
 )
+from devices import NOT_COMPILED, take_path
 from numerics import DTYPES, assert_as_accurate_as_torch
 from torch_softmax import _cpu
-from torch_softmax._cpu import blocks, compiled_cross_entropy
+from torch_softmax._cpu import blocks
 from torch_softmax.benchmark.memory import peak_bytes_on_cpu
 
-IS_COMPILED = compiled_cross_entropy.compiled is not None
-COMPILED = pytest.param(
-    True, id="compiled", marks=pytest.mark.skipif(not IS_COMPILED, reason="needs a C compiler")
-)
+PATHS = [pytest.param("compiled", marks=NOT_COMPILED), "uncompiled"]
 # few rows, tiles of rows that are not full and more than one, long rows, the class-strided layout
 SHAPES = [(5, 2), (3, 10), (40, 10), (130, 64), (700, 7), (9, 65), (20, 1500), (70, 2, 10)]
 IMAGES = [(2, 21, 20, 25), (1, 200, 3, 9), (2, 3, 7, 1)]
@@ -32,13 +30,13 @@ ALL_OPTIONS = [
 ]
 
 
-@pytest.fixture(params=[COMPILED, pytest.param(False, id="blocks")], autouse=True)
-def is_compiled(request, monkeypatch):
+@pytest.fixture(params=PATHS, autouse=True)
+def is_compiled(request, cpu_path, monkeypatch):
     """Both forms of the operator."""
-    if not request.param:
-        monkeypatch.setattr(compiled_cross_entropy, "compiled", None)
+    take_path(request.param)
+    if request.param == "uncompiled":
         monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", 500)
-    return request.param
+    return request.param == "compiled"
 
 
 def some_logits(shape, dtype, images=False):

@@ -3,27 +3,29 @@
 import pytest
 import torch
 
-from cpu_losses import double, some_targets
+from cpu_losses import OPERATORS, double, some_targets
+from devices import NOT_COMPILED, take_path
 from numerics import DTYPES
-from torch_softmax import _cpu, reference
-from torch_softmax._cpu import blocks, compiled_cross_entropy
-from torch_softmax._layout import compute_dtype
+from torch_softmax import reference
+from torch_softmax._cpu import blocks
+from torch_softmax._layout import RowOutputs, compute_dtype
 
-IS_COMPILED = compiled_cross_entropy.compiled is not None
-COMPILED = pytest.param(
-    True, id="compiled", marks=pytest.mark.skipif(not IS_COMPILED, reason="needs a C compiler")
-)
+PATHS = [pytest.param("compiled", marks=NOT_COMPILED), "uncompiled"]
 SHAPES = [(5, 3), (40, 10), (130, 64), (9, 135), (6, 1500), (70, 2, 10), (5,), "images"]
 SCALINGS = [(1.0, None), (2.0, 3.0), (-0.5, None)]
 
 
-@pytest.fixture(params=[COMPILED, pytest.param(False, id="blocks")], autouse=True)
-def is_compiled(request, monkeypatch):
+@pytest.fixture(params=PATHS, autouse=True)
+def is_compiled(request, cpu_path, monkeypatch):
     """Both forms of the operators."""
-    if not request.param:
-        monkeypatch.setattr(compiled_cross_entropy, "compiled", None)
+    take_path(request.param)
+    if request.param == "uncompiled":
         monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", 500)
-    return request.param
+    return request.param == "compiled"
+
+
+def forward(*args):
+    return RowOutputs(*OPERATORS.cross_entropy_forward(*args))
 
 
 def some_rows(shape, dtype, kind):
@@ -52,7 +54,7 @@ def test_cpu_rows_are_those_of_the_reference(shape, dtype, kind, weighted, with_
     for scaling in SCALINGS:
         args = (logits, target, class_weight, *scaling, with_entropy)
         exact = reference.cross_entropy_forward(*map(double, args))
-        outputs = _cpu.cross_entropy_forward(*args)
+        outputs = forward(*args)
         for name, actual, truth in zip(outputs._fields, outputs, exact, strict=True):
             assert actual.shape == truth.shape, name
             assert actual.dtype == (
@@ -81,10 +83,10 @@ def test_cpu_gradient_is_that_of_the_reference(shape, dtype, kind, weighted, wit
         stats = reference.cross_entropy_forward(logits, target, None, *scaling)[-1]
         args = (logits, target, class_weight, stats, *coefficients, *scaling)
         exact = reference.cross_entropy_backward(*map(double, args))
-        dlogits = _cpu.cross_entropy_backward(*args)
+        dlogits = OPERATORS.cross_entropy_backward(*args)
         assert_close_to(dlogits, exact, roundings=32)
         copy = logits.clone(memory_format=torch.preserve_format)
-        assert _cpu.cross_entropy_backward_inplace(copy, *args[1:]) is None
+        assert OPERATORS.cross_entropy_backward_inplace(copy, *args[1:]) is None
         assert torch.equal(copy, dlogits)
 
 
@@ -92,7 +94,7 @@ def test_cpu_gradient_takes_expanded_coefficients():
     logits, target = torch.randn(40, 10), torch.arange(40) % 10
     stats = reference.cross_entropy_forward(logits, target, None)[-1]
     a, b = torch.rand(()), torch.rand(())
-    dlogits = _cpu.cross_entropy_backward(
+    dlogits = OPERATORS.cross_entropy_backward(
         logits, target, None, stats, a.expand(40), b.expand(40), None, None, 1.0, None
     )
     rows = (a.repeat(40), b.repeat(40))
@@ -111,14 +113,14 @@ def test_cpu_rows_that_are_not_finite_are_those_of_the_reference(n_copies, softc
     target[8] = 3
     weight = torch.rand(10 * n_copies)
     args = (logits, target, weight, 1.0, softcap, True)
-    outputs = _cpu.cross_entropy_forward(*args)
+    outputs = forward(*args)
     for actual, expected in zip(outputs, reference.cross_entropy_forward(*args), strict=True):
         torch.testing.assert_close(actual, expected, equal_nan=True)
     a, b, s, e = torch.rand(4, 12)
     a[3] = e[3] = 0
     args = (logits, target, weight, outputs.softmax_stats, a, b, s, e, 1.0, softcap)
     expected = reference.cross_entropy_backward(*args)
-    torch.testing.assert_close(_cpu.cross_entropy_backward(*args), expected, equal_nan=True)
+    torch.testing.assert_close(OPERATORS.cross_entropy_backward(*args), expected, equal_nan=True)
 
 
 def test_cpu_prediction_is_the_first_of_equal_logits_and_nan_before_all():
@@ -126,9 +128,7 @@ def test_cpu_prediction_is_the_first_of_equal_logits_and_nan_before_all():
     logits[1:, 7] = logits[1:, 9] = 1
     logits[2, 30] = logits[2, 35] = torch.nan
     logits[3, 0] = torch.inf
-    outputs = _cpu.cross_entropy_forward(
-        logits, torch.zeros(20, dtype=torch.long), None, 1.0, None, True
-    )
+    outputs = forward(logits, torch.zeros(20, dtype=torch.long), None, 1.0, None, True)
     assert torch.equal(outputs.prediction, logits.argmax(-1))
 
 
@@ -136,11 +136,11 @@ def test_cpu_prediction_is_the_first_of_equal_logits_and_nan_before_all():
 def test_cpu_rows_refuse_an_invalid_target(bad):
     target = torch.tensor([0, bad])
     with pytest.raises(IndexError, match=f"got {bad}"):
-        _cpu.cross_entropy_forward(torch.randn(2, 10), target, None, 1.0, None, False)
+        forward(torch.randn(2, 10), target, None, 1.0, None, False)
 
 
 def test_cpu_rows_of_an_empty_batch():
     target = torch.zeros(0, dtype=torch.long)
-    outputs = _cpu.cross_entropy_forward(torch.randn(0, 3), target, None, 1.0, None, True)
+    outputs = forward(torch.randn(0, 3), target, None, 1.0, None, True)
     assert outputs.nll.shape == outputs.prediction.shape == (0,)
     assert outputs.softmax_stats.shape == (0, 2)

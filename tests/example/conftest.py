@@ -9,7 +9,7 @@ from example_runs import N_HELD_OUT, SMALL
 from filelock import FileLock
 
 import train_fashion
-from torch_softmax._ops import registration
+from devices import take_path
 from torch_softmax.fashion import data
 from torch_softmax.fashion.drawn import draw_garments
 
@@ -27,7 +27,7 @@ def one_thread():
 def kernels_not_interpreted():
     """The path of a user without a GPU; conftest chose the interpreter for this process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registration, "INTERPRETED", False)
+        take_path("cpu")
         patch.delenv("TRITON_INTERPRET", raising=False)
         yield
 

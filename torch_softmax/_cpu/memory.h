@@ -100,7 +100,7 @@ INLINE int NAME(is_transposed)(const Problem *p, const Rows *rows)
 /* elements side by side in memory: all rows of a tile if no gap is between them, else one row */
 INLINE int64_t NAME(run)(const Problem *p, const NAME(Tile) *t, const Rows *rows)
 {
-    return rows->row_stride == p->n_classes ? t->n_rows * p->n_classes : p->n_classes;
+    return rows->strides[0] == p->n_classes ? t->n_rows * p->n_classes : p->n_classes;
 }
 
 /* loads rows from `first` on, or the range of one row, into x[step][width], padded with `beyond` */
@@ -108,7 +108,7 @@ INLINE void NAME(load_rows)(const Problem *p, const NAME(Tile) *t, const Rows *r
                             REAL *x, REAL beyond, int is_row)
 {
     const int64_t C = p->n_classes, width = t->width, bytes = TYPE_BYTES[rows->type];
-    const int64_t row_bytes = rows->row_stride * bytes, class_bytes = rows->class_stride * bytes;
+    const int64_t row_bytes = rows->strides[0] * bytes, class_bytes = rows->class_stride * bytes;
     const char *data = rows->data + offset_of(p, rows, first) * bytes;
     if (is_row) {
         const int64_t begin = t->begin * width, end = t->end * width, n = (end < C ? end : C) - begin;
@@ -126,12 +126,12 @@ INLINE void NAME(load_rows)(const Problem *p, const NAME(Tile) *t, const Rows *r
             /* hardware prefetches only a few streams, not one per class */
             for (int64_t i = 0; i < width; i += 64 / bytes)
                 __builtin_prefetch(column + (width + i) * row_bytes);
-            NAME(load_elements)(column, rows->type, rows->row_stride, t->n_rows, x + c * width);
+            NAME(load_elements)(column, rows->type, rows->strides[0], t->n_rows, x + c * width);
         }
         return;
     }
     if (rows->type == REAL_TYPE) {
-        NAME(transpose)((const REAL *)data, rows->row_stride, t->n_rows, C, x, width);
+        NAME(transpose)((const REAL *)data, rows->strides[0], t->n_rows, C, x, width);
         return;
     }
     const int64_t run = NAME(run)(p, t, rows);
@@ -145,7 +145,7 @@ INLINE void NAME(store_rows)(const Problem *p, const NAME(Tile) *t, const Rows *
                              const REAL *x, int is_row)
 {
     const int64_t C = p->n_classes, width = t->width, bytes = TYPE_BYTES[rows->type];
-    const int64_t row_bytes = rows->row_stride * bytes, class_bytes = rows->class_stride * bytes;
+    const int64_t row_bytes = rows->strides[0] * bytes, class_bytes = rows->class_stride * bytes;
     char *data = rows->data + offset_of(p, rows, first) * bytes;
     if (is_row) {
         const int64_t begin = t->begin * width, end = t->end * width, n = (end < C ? end : C) - begin;
@@ -154,12 +154,12 @@ INLINE void NAME(store_rows)(const Problem *p, const NAME(Tile) *t, const Rows *
     }
     if (!NAME(is_transposed)(p, rows)) {
         for (int64_t c = 0; c < C; c++)
-            NAME(store_elements)(data + c * class_bytes, rows->type, rows->row_stride, t->n_rows,
+            NAME(store_elements)(data + c * class_bytes, rows->type, rows->strides[0], t->n_rows,
                             x + c * width);
         return;
     }
     if (rows->type == REAL_TYPE) {
-        NAME(transpose)(x, width, C, t->n_rows, (REAL *)data, rows->row_stride);
+        NAME(transpose)(x, width, C, t->n_rows, (REAL *)data, rows->strides[0]);
         return;
     }
     NAME(transpose)(x, width, C, t->n_rows, t->staging, C);

@@ -20,6 +20,11 @@
 
 #include "elementary.h"
 
+/* batch axes of at least two rows, of which an int64 counts no more */
+#define MAX_AXES 63
+/* partials per row, summed step by step; a multiple of every vector length */
+#define N_PARTIALS 16
+
 typedef enum { FLOAT32, FLOAT64, BFLOAT16, FLOAT16, INT64, N_TYPES } Type;
 
 static const int TYPE_BYTES[N_TYPES] = {4, 8, 2, 2, 8};
@@ -27,10 +32,12 @@ static const int TYPE_BYTES[N_TYPES] = {4, 8, 2, 2, 8};
 typedef struct {
     char *data; /* NULL for no tensor */
     Type type;
-    int64_t outer_stride, row_stride, class_stride; /* in elements */
+    int64_t strides[MAX_AXES], class_stride; /* in elements; axis 0 is the innermost */
 } Rows;
 
 typedef enum { LOSS, FORWARD, BACKWARD } Operation;
+
+typedef enum { OK, OUT_OF_MEMORY, BAD_TARGET } Status;
 
 /* one entry per row; float64 for float64, else float32; NULL disables an output or input */
 typedef struct {
@@ -41,7 +48,8 @@ typedef struct {
 typedef struct {
     Operation operation;
     Rows logits, dlogits, probabilities;
-    int64_t n_rows, n_inner, n_classes; /* n_inner rows per outer index */
+    int64_t n_rows, n_classes, sizes[MAX_AXES]; /* rows of each batch axis */
+    int n_axes;
     const int64_t *target;              /* NULL for probabilities */
     void *class_weight; /* in the type of the arithmetic, padded with zeros; NULL for none */
     double weight_sum;
@@ -98,8 +106,19 @@ INLINE uint16_t bfloat16_of_float(float x)
 
 INLINE int64_t offset_of(const Problem *p, const Rows *rows, int64_t row)
 {
-    return row / p->n_inner * rows->outer_stride + row % p->n_inner * rows->row_stride;
+    int64_t offset = 0;
+    for (int axis = 0; axis < p->n_axes - 1; axis++) {
+        offset += row % p->sizes[axis] * rows->strides[axis];
+        row /= p->sizes[axis];
+    }
+    return offset + row * rows->strides[p->n_axes - 1];
 }
+
+/* Computes the loss, or the results in memory. A target that is not a class is stored, and then
+   nothing else is written. */
+Status run_cross_entropy(Problem *p, double *loss, int64_t *bad_target);
+void store_number(void *data, Type type, double x);
+void find_tile_shape(const Problem *p, int64_t shape[2]);
 
 #define NO_CLASS (-1)
 

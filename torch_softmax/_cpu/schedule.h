@@ -29,8 +29,6 @@
 #define MAX_TRANSPOSED_WIDTH 64
 /* elements of a transposed tile that fits the first-level cache */
 #define MAX_TRANSPOSED_ELEMENTS 8192
-/* partials per row, summed step by step; a multiple of every vector length */
-#define N_PARTIALS 16
 /* steps of a long row whose elements fit the first-level cache */
 #define RANGE_STEPS 64
 /* elements of a unit, the work of a thread between two requests: about 10 us */
@@ -61,10 +59,10 @@ static Schedule schedule_of(const Problem *p)
     const int is_strided =
         p->logits.class_stride != 1 || (p->dlogits.data && p->dlogits.class_stride != 1);
     /* class-strided layout: each class of a row is on a cache line of its own */
-    const int is_class_strided = is_strided && p->logits.row_stride < p->logits.class_stride;
+    const int is_class_strided = is_strided && p->logits.strides[0] < p->logits.class_stride;
     const int64_t max_classes = is_class_strided ? MAX_TILED_CLASSES : MAX_TRANSPOSED_CLASSES;
     Schedule s;
-    if (p->n_inner < MIN_TILED_ROWS || C > max_classes) {
+    if (p->sizes[0] < MIN_TILED_ROWS || C > max_classes) {
         s.width = N_PARTIALS;
         s.n_steps = round_up(C, N_PARTIALS) / N_PARTIALS;
         s.tile_rows = 1;
@@ -74,11 +72,11 @@ static Schedule schedule_of(const Problem *p)
     /* strided classes: read and write as many rows per class as the second-level cache allows */
     const int64_t max_width = is_strided ? clamp(MAX_TILE_ELEMENTS / C, 32, MAX_WIDTH)
                                          : clamp(MAX_TRANSPOSED_ELEMENTS / C, 32, MAX_TRANSPOSED_WIDTH);
-    s.width = clamp(round_up(p->n_inner, N_PARTIALS), N_PARTIALS,
+    s.width = clamp(round_up(p->sizes[0], N_PARTIALS), N_PARTIALS,
                     max_width / N_PARTIALS * N_PARTIALS);
     s.n_steps = C;
     s.tile_rows = s.width;
-    s.unit_rows = s.width * clamp(UNIT_ELEMENTS / (s.width * C), 1, p->n_inner);
+    s.unit_rows = s.width * clamp(UNIT_ELEMENTS / (s.width * C), 1, p->sizes[0]);
     return s;
 }
 
@@ -113,7 +111,7 @@ static int run_units(const Problem *p, Unit *const units[2][2], int64_t real_byt
     static _Atomic int64_t pause_end;
     const Schedule s = schedule_of(p);
     Unit *const unit = units[p->operation == BACKWARD][s.tile_rows == 1];
-    const int64_t span = s.tile_rows == 1 ? p->n_rows : p->n_inner;
+    const int64_t span = s.tile_rows == 1 ? p->n_rows : p->sizes[0];
     const int64_t n_blocks = (span + s.unit_rows - 1) / s.unit_rows;
     const int64_t n_units = p->n_rows / span * n_blocks;
     const int64_t n_staged = clamp(s.n_steps * s.width, RANGE_STEPS * N_PARTIALS, INT64_MAX);

@@ -5,6 +5,7 @@ The operators take the class axis last and treat every other axis as batch. Thei
 of :mod:`torch_softmax.reference`.
 """
 
+from torch_softmax._ops import cpu_path
 from torch_softmax._ops.cross_entropy_loss import (
     SoftmaxCrossEntropyFunction,
     cross_entropy_loss,
@@ -36,3 +37,5 @@ __all__ = [
     "log_softmax",
     "softmax",
 ]
+
+cpu_path.take(cpu_path.DEFAULT)

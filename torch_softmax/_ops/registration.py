@@ -1,7 +1,6 @@
 """Registration of operators, and the conditions for using their ``autograd.Function``."""
 
 import functools
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -12,10 +11,8 @@ from torch.nn import Parameter
 
 from torch_softmax import _cpu
 from torch_softmax._layout import with_collapsible_batch_dims, with_layout_of
+from torch_softmax._ops import cpu_path
 
-# Triton's interpreter runs the kernels on CPU tensors, for tests without a GPU. Triton reads the
-# variable when it is imported, so it applies to the whole process
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # devices that Triton serves
 TRITON_DEVICES = ("cuda", "xpu")
 
@@ -25,14 +22,14 @@ def register(
 ) -> Callable[..., Any]:
     """Define the operator of ``schema`` with an implementation for each device, and return it.
 
-    ``fake`` allocates the results without computing them. The implementations take a first argument
-    whose batch dims collapse into two; with ``takes_any_layout`` the operator copies it if needed.
+    ``fake`` allocates the results without computing them. The implementations in Python take a
+    first argument whose batch dims collapse into two; with ``takes_any_layout`` the operator copies
+    it if needed.
 
     One stem names an operator in every layer: ``softmax_forward`` is ``_cpu.softmax_forward`` for
     CPU tensors, and ``_launch.launch_softmax_forward`` where Triton serves the device.
     """
     stem = _stem(schema)
-    on_cpu = getattr(_cpu, stem)
 
     def run(implementation: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
         if takes_any_layout and args[0].dim() > 3:
@@ -43,9 +40,11 @@ def register(
         return run(_launcher(stem), args, kwargs)
 
     def run_on_cpu(*args: Any, **kwargs: Any) -> Any:
-        return run(_launcher(stem) if INTERPRETED else on_cpu, args, kwargs)
+        return run(getattr(_cpu, stem), args, kwargs)
 
-    return define(schema, {"cpu": run_on_cpu, TRITON_DEVICES: launch}, fake)
+    for path, implementation in (("interpreted", launch), ("uncompiled", run_on_cpu)):
+        cpu_path.implementations[path][stem] = refusing(stem, implementation)
+    return define(schema, {TRITON_DEVICES: launch}, fake)
 
 
 def register_composed(
@@ -68,18 +67,10 @@ def define(
     stem = _stem(schema)
     name = f"torch_softmax::{stem}"
 
-    def refusing(implementation: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            if torch.is_grad_enabled():
-                refuse_derivatives(stem, (*args, *kwargs.values()))
-            return implementation(*args, **kwargs)
-
-        return run
-
     torch.library.define(name, schema.removeprefix(stem))
     for key, implementation in implementations.items():
-        torch.library.impl(name, key, refusing(implementation))
-    torch.library.register_fake(name, refusing(fake))
+        torch.library.impl(name, key, refusing(stem, implementation))
+    torch.library.register_fake(name, refusing(stem, fake))
     # the derivatives are those of the Functions; PyTorch's default for none costs 15 us a call
     torch.library.impl(name, "Autograd", torch.library.fallthrough_kernel)
     operator: Callable[..., Any] = getattr(torch.ops.torch_softmax, stem).default
@@ -107,6 +98,17 @@ def _launcher(stem: str) -> Callable[..., Any]:
 
     launcher: Callable[..., Any] = getattr(_launch, f"launch_{stem}")
     return launcher
+
+
+def refusing(stem: str, implementation: Callable[..., Any]) -> Callable[..., Any]:
+    """``implementation``, which raises for arguments that need a derivative."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if torch.is_grad_enabled():
+            refuse_derivatives(stem, (*args, *kwargs.values()))
+        return implementation(*args, **kwargs)
+
+    return run
 
 
 def refuse_derivatives(stem: str, args: tuple[Any, ...]) -> None:

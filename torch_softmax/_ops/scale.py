@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from torch_softmax._ops import registration
+from torch_softmax._ops import cpu_path
 from torch_softmax._ops.inductor import register_lowering
 from torch_softmax._ops.registration import define, register
 
@@ -38,7 +38,7 @@ def scaled_gradient(gradient: Tensor, factor: Tensor, inputs: Sequence[Tensor] =
     if torch.compiler.is_compiling() or torch._C._autograd._get_current_graph_task_keep_graph():
         return scale(gradient, factor, list(inputs))
     # on the CPU, to see that the factor is 1, as usual, takes less time than to call an operator
-    is_readable = type(factor) is Tensor and factor.is_cpu and not registration.INTERPRETED
+    is_readable = type(factor) is Tensor and factor.is_cpu and not cpu_path.runs_kernels()
     if not (is_readable and factor.item() == 1):
         scale_inplace(gradient, factor)
     return gradient
