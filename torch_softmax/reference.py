@@ -171,6 +171,10 @@ class LossTerms(NamedTuple):
         loss = self.row_losses(rows).sum()
         return loss if self.denominator is None else loss / self.denominator
 
+    def loss(self, rows: RowOutputs, reduction: str) -> Tensor:
+        """The loss of each row for reduction "none", else of all rows."""
+        return self.row_losses(rows) if reduction == "none" else self.reduced_loss(rows)
+
     def coefficients(
         self, class_weight: Tensor | None, rows: RowOutputs, dloss: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -262,16 +266,15 @@ def compose_loss(
     """
     target, class_weight, terms = loss_terms(logits, target, weight, denominator, options)
     arguments = (target, class_weight, options.logit_scale, options.softcap)
-    reduce = terms.row_losses if options.reduction == "none" else terms.reduced_loss
     if row_forward is not cross_entropy_forward:
         rows = RowOutputs(*row_forward(logits, *arguments, *row_options))
-        return reduce(rows).to(dtype), rows
+        return terms.loss(rows, options.reduction).to(dtype), rows
     # an ignored row has no gradient, whatever NaN it holds
     counted = logits
     if terms.ignored is not None:
         counted = logits.masked_fill(terms.ignored.unsqueeze(-1), 0)
     rows = cross_entropy_forward(counted, *arguments)
-    loss = reduce(rows).to(dtype)
+    loss = terms.loss(rows, options.reduction).to(dtype)
     # but it has statistics
     return loss, cross_entropy_forward(logits, *arguments, True) if any(row_options) else rows
 
@@ -343,7 +346,7 @@ def cross_entropy_loss(
     *settings: Any,
     dloss: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The sum or mean of the losses of all rows, and its gradient, empty unless with_gradient.
+    """The losses of rows, reduced, and their gradient, which is empty unless with_gradient.
 
     ``dloss``, the incoming gradient of the loss, is a factor of the gradient.
     """
@@ -351,7 +354,7 @@ def cross_entropy_loss(
     target, class_weight, terms = loss_terms(logits, target, weight, denominator, options)
     scaling = (options.logit_scale, options.softcap)
     rows = cross_entropy_forward(logits, target, class_weight, *scaling)
-    loss = terms.reduced_loss(rows).to(dtype or logits.dtype)
+    loss = terms.loss(rows, options.reduction).to(dtype or logits.dtype)
     if not with_gradient:
         return loss, logits.new_empty(0)
     coefficients = terms.coefficients(class_weight, rows, dloss)

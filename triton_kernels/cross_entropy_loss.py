@@ -13,7 +13,8 @@ not counted. The gradient of a row is
     b = (1 - label_smoothing) / denominator, s = label_smoothing / n_cols / denominator
     a = b * sum(w * q) + s * sum(w) + 2 * z_loss / denominator * lse
 
-times dloss, the incoming gradient of the loss, where it is known.
+times dloss, the incoming gradient of the loss, where it is known. With reduction "none" the loss is
+that of each row, and dloss too, and nothing is divided.
 
 The default denominator of class indices is the sum of their weights. ``weight_sum_kernel`` forms it
 first, so the loss kernels write an already normalized gradient; a single program that has all rows
@@ -31,7 +32,7 @@ import triton
 import triton.language as tl
 
 from .arithmetic import compute_dtype, exp, softcap, softcap_grad
-from .loss_epilogue import apply_options, load_denominator, reduce_loss
+from .loss_epilogue import apply_options, load_denominator, load_dloss, reduce_loss
 from .online_softmax import (
     as_partials,
     combine_row_sums,
@@ -105,6 +106,7 @@ def cross_entropy_loss_kernel(
     HAS_ONE_HOT: tl.constexpr = IS_INDEX and (TILE.packed or TILE.num_ctas > 1)
     rows = row_block(tl.program_id(0), n_rows, logits, TILE)
     targets = load_targets(target, class_weight_ptr, rows, n_cols, loss_options.ignore_index, dtype)
+    dloss, targets = load_dloss(denominator.dloss, targets, rows, n_rows, dtype)
     target_logits = load_target_logits(logits, target, rows, targets, dtype)
     tile = column_tile(0, rows, n_cols, TILE)
     skips_rows: tl.constexpr = TILE.rows < MIN_SHARED_ROWS and TILE.cols >= MIN_SKIPPED_COLS
@@ -114,14 +116,14 @@ def cross_entropy_loss_kernel(
         # an ignored row has loss 0 and gradient 0, even if its logits are NaN
         x = tl.where(targets.is_counted[:, None], x, -float("inf"))
     weights = load_class_weights(target, class_weight_ptr, tile, n_cols, TILE, dtype)
-    denominator_value, gradient_scale = load_denominator(denominator, targets, dtype)
+    denominator_value, gradient_scale = load_denominator(denominator, targets, dloss, dtype)
     stats, exp_x = tile_row_stats(
         x, target, targets, softcap(target_logits, SOFTCAP), class_weight_ptr, weights, n_cols
     )
     losses, coefficients = apply_options(stats, targets, gradient_scale, loss_options, n_cols)
     if TILE.num_ctas > 1:
         # before the gradient, which the counter's release would otherwise wait for
-        reduce_loss(losses, denominator_value, loss)
+        reduce_loss(losses, denominator_value, loss, rows, n_rows)
     if dlogits is not None:
         gradient = coefficients.a[:, None] * exp_x
         gradient = subtract_class_gradient(gradient, target, weights, coefficients, HAS_SMOOTHING)
@@ -136,14 +138,13 @@ def cross_entropy_loss_kernel(
         target_value = target_gradient(
             targets, target_logits, stats.softmax.row_max, coefficients, SOFTCAP, HAS_SMOOTHING
         )
-        # in place: all threads must have read their logits before any thread writes; the blocks of
-        # a cluster have waited for each other in the sum of the row
+        # in place: a block's threads have all read before one writes; a cluster's waited in the sum
         tl.debug_barrier()
         store_tile(dlogits, tile, gradient * softcap_grad(x, SOFTCAP), TILE)
         if IS_INDEX and not HAS_ONE_HOT:
             store_targets(dlogits, rows, targets, target_value)
     if TILE.num_ctas == 1:
-        reduce_loss(losses, denominator_value, loss)
+        reduce_loss(losses, denominator_value, loss, rows, n_rows)
 
 
 @triton.jit
@@ -167,9 +168,10 @@ def cross_entropy_loss_online_kernel(
     HAS_SMOOTHING: tl.constexpr = loss_options.label_smoothing is not None
     rows = row_block(tl.program_id(0), n_rows, logits, TILE)
     targets = load_targets(target, class_weight_ptr, rows, n_cols, loss_options.ignore_index, dtype)
+    dloss, targets = load_dloss(denominator.dloss, targets, rows, n_rows, dtype)
     target_logits = load_target_logits(logits, target, rows, targets, dtype)
     needed_rows = targets.is_counted if TILE.rows < MIN_SHARED_ROWS else None
-    denominator_value, gradient_scale = load_denominator(denominator, targets, dtype)
+    denominator_value, gradient_scale = load_denominator(denominator, targets, dloss, dtype)
     # only a gradient needs the row again
     EVICTION: tl.constexpr = None if dlogits is None else "evict_last"
 
@@ -183,7 +185,7 @@ def cross_entropy_loss_online_kernel(
     stats = combine_row_sums(sums, target, targets, softcap(target_logits, SOFTCAP))
     losses, coefficients = apply_options(stats, targets, gradient_scale, loss_options, n_cols)
     # reduce first: the gradient needs the registers
-    reduce_loss(losses, denominator_value, loss)
+    reduce_loss(losses, denominator_value, loss, rows, n_rows)
 
     if dlogits is not None:
         row_max = tl.where(targets.is_counted, stats.softmax.row_max, 0.0)
@@ -199,11 +201,9 @@ def cross_entropy_loss_online_kernel(
             x = load_tile(logits, tile, TILE, "evict_first", needed_rows).to(dtype)
             if needed_rows is None:
                 x = tl.where(targets.is_counted[:, None], x, 0.0)
-            gradient = coefficients.a[:, None] * exp(softcap(x, SOFTCAP) - row_max[:, None])
+            dx = coefficients.a[:, None] * exp(softcap(x, SOFTCAP) - row_max[:, None])
             weights = load_class_weights(target, class_weight_ptr, tile, n_cols, TILE, dtype)
-            gradient = subtract_class_gradient(
-                gradient, target, weights, coefficients, HAS_SMOOTHING
-            )
-            store_tile(dlogits, tile, gradient * softcap_grad(x, SOFTCAP), TILE, "evict_first")
+            dx = subtract_class_gradient(dx, target, weights, coefficients, HAS_SMOOTHING)
+            store_tile(dlogits, tile, dx * softcap_grad(x, SOFTCAP), TILE, "evict_first")
         if IS_INDEX:
             store_targets(dlogits, rows, targets, target_value)

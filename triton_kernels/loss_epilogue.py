@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from .online_softmax import cost_to_lse
+from .targets import Targets
 from .tiling import MAX_WEIGHT_PARTIALS
 
 # partial losses per step of the last program
@@ -32,28 +33,36 @@ class LossOptions(NamedTuple):
     z_loss: FloatPair | None
 
 
+class IncomingGradient(NamedTuple):
+    """The gradient of the loss, ``row_stride`` numbers apart for each row, 0 for one number."""
+
+    ptr: Any
+    row_stride: int
+
+
 class Denominator(NamedTuple):
     """The sum of ``n`` partial sums; ``n`` itself where ``partials_ptr`` is None.
 
     Where ``n`` is None, there is one number at ``partials_ptr``. Where both are None, it is the sum
-    of the weights of the program's rows. The gradient has the factor at ``dloss_ptr``, the incoming
-    gradient of the loss, or None.
+    of the weights of the program's rows. The gradient has the factor ``dloss`` where that is known.
     """
 
     partials_ptr: Any
     n: int | None
-    dloss_ptr: Any
+    dloss: IncomingGradient | None
 
 
 class LossOutput(NamedTuple):
     """The loss, a partial loss of each program, and how many programs have stored theirs.
 
-    A single program has neither partial losses nor a counter.
+    A single program has neither partial losses nor a counter. ``rows_ptr`` is a loss per row, and
+    the others are None, or it is None.
     """
 
     ptr: Any
     partials_ptr: Any
     counter_ptr: Any
+    rows_ptr: Any
 
 
 class Coefficients(NamedTuple):
@@ -65,8 +74,21 @@ class Coefficients(NamedTuple):
 
 
 @triton.jit
-def load_denominator(denominator, targets, dtype: tl.constexpr):
-    """The number that divides the sum of the losses, and the factor of the gradient of the sum."""
+def load_dloss(dloss, targets, rows, n_rows, dtype: tl.constexpr):
+    """The gradient of each row's loss, and the targets without rows of which it is 0."""
+    value = tl.full((), 1.0, dtype)
+    if dloss is not None:
+        index = rows.outer * n_rows + rows.index
+        ptrs = dloss.ptr + index * dloss.row_stride
+        value = tl.load(ptrs, mask=rows.exist, other=0.0).to(dtype)
+        is_counted = targets.is_counted & (value != 0.0)
+        targets = Targets(targets.index, is_counted, targets.is_class & is_counted, targets.weight)
+    return value, targets
+
+
+@triton.jit
+def load_denominator(denominator, targets, dloss, dtype: tl.constexpr):
+    """The number that divides the sum of the losses, and the factor of the gradient of each."""
     if denominator.partials_ptr is None:
         if denominator.n is None:
             value = tl.sum(targets.weight)
@@ -78,10 +100,7 @@ def load_denominator(denominator, targets, dtype: tl.constexpr):
         index = tl.arange(0, WEIGHT_BLOCK)
         mask = index < denominator.n
         value = tl.sum(tl.load(denominator.partials_ptr + index, mask=mask, other=0).to(dtype))
-    gradient_scale = 1.0 / value
-    if denominator.dloss_ptr is not None:
-        gradient_scale *= tl.load(denominator.dloss_ptr).to(dtype)
-    return value, gradient_scale
+    return value, dloss / value
 
 
 @triton.jit
@@ -120,13 +139,16 @@ def apply_options(stats, targets, gradient_scale, loss_options, n_cols):
 
 
 @triton.jit
-def reduce_loss(losses, denominator, loss):
-    """Add the program's losses to the loss: sum(losses of all rows) / denominator.
+def reduce_loss(losses, denominator, loss, rows, n_rows):
+    """Add the program's losses to the loss: sum(losses of all rows) / denominator, or each row's.
 
     The program that finishes last adds the partial losses in the order of the programs, so the
     result does not depend on the order in which they finish.
     """
-    if loss.partials_ptr is None:
+    if loss.rows_ptr is not None:
+        index = rows.outer * n_rows + rows.index
+        tl.store(loss.rows_ptr + index, losses, mask=rows.exist)
+    elif loss.partials_ptr is None:
         tl.store(loss.ptr, tl.sum(losses) / denominator)
     else:
         n_programs = tl.num_programs(0)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cpu_losses import (
+    OPTIONS,
     double,
     loss_alone,
     loss_and_gradient,
@@ -14,8 +15,9 @@ from cpu_losses import (
 )
 from devices import NOT_COMPILED, take_path
 from numerics import DTYPES, assert_as_accurate_as_torch
-from torch_softmax import _cpu
+from torch_softmax import _cpu, reference
 from torch_softmax._cpu import blocks
+from torch_softmax._layout import compute_dtype
 from torch_softmax.benchmark.memory import peak_bytes_on_cpu
 
 PATHS = [pytest.param("compiled", marks=NOT_COMPILED), "uncompiled"]
@@ -76,6 +78,43 @@ def test_cpu_gradient_has_the_factor_dloss_before_it_is_rounded(inplace):
     assert loss_and_gradient(*args, **small)[1].count_nonzero() == 0
     actual = loss_and_gradient(*args, **small, inplace=inplace, dloss=factor)
     torch.testing.assert_close(actual, (loss / factor, expected), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("shape", "images"), [((5, 10), False), ((40, 10), False), ((9, 700), False), (IMAGES[0], True)]
+)
+@pytest.mark.parametrize("kind", ["classes", "probabilities"])
+@pytest.mark.parametrize("expanded", [False, True])
+def test_cpu_loss_of_each_row_has_a_gradient_with_its_dloss(shape, images, dtype, kind, expanded):
+    logits = some_logits(shape, dtype, images)
+    target, batch = some_targets(logits, kind), logits.shape[:-1]
+    dloss = (torch.arange(batch.numel()) % 7 - 3.5).to(dtype).view(batch)
+    dloss = dloss.flatten()[-1].expand(batch) if expanded else dloss
+    options = {"reduction": "none", "label_smoothing": 0.1, "z_loss": 0.01, "dloss": dloss}
+    settings = (OPTIONS | options).values()
+    *settings, _ = settings
+    exact = reference.cross_entropy_loss(
+        double(logits), double(target), None, None, None, True, *settings, dloss=dloss.double()
+    )
+    wide = compute_dtype(dtype)
+    loss, dlogits = loss_and_gradient(logits, target, **options)
+    assert loss.shape == batch and dlogits.stride() == torch.empty_like(logits).stride()
+    torch.testing.assert_close(loss, exact[0].to(wide))
+    torch.testing.assert_close(dlogits, exact[1].to(dtype))
+    copy = logits.clone(memory_format=torch.preserve_format)
+    overwritten = loss_and_gradient(copy, target, inplace=True, **options)
+    assert torch.equal(overwritten[0], loss) and torch.equal(overwritten[1], dlogits)
+
+
+@pytest.mark.parametrize("shape", [(5, 10), (40, 10), (9, 700)])
+def test_cpu_loss_of_a_row_with_dloss_0_has_no_gradient(shape):
+    logits = torch.randn(shape)
+    logits[::2] = torch.nan
+    dloss = torch.arange(shape[0]) % 2.0
+    options = {"reduction": "none", "dloss": dloss}
+    _, dlogits = loss_and_gradient(logits, some_targets(logits).clamp(min=0), **options)
+    assert (dlogits[::2] == 0).all() and (dlogits[1::2] != 0).all()
 
 
 @pytest.mark.parametrize(

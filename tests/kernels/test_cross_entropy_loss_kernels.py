@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from numerics import assert_as_accurate_as_torch
 from pairwise import pairwise
-from torch_softmax import _launch
+from torch_softmax import _launch, reference
 from torch_softmax._launch import clusters
 
 # logits with the class axis last, and the schedule of their rows
@@ -188,6 +188,38 @@ def test_cross_entropy_loss_multiplies_the_gradient_by_dloss(kernel_device, shap
     actual = launch(logits, target, weight, options, dloss=factor)
 
     torch.testing.assert_close(actual, (loss, -4 * dlogits), rtol=0, atol=0)
+
+
+@EACH_SCHEDULE
+@pytest.mark.parametrize("make_target", [class_indices, probabilities])
+@pytest.mark.parametrize("expanded", [False, True])
+def test_cross_entropy_loss_of_each_row_has_a_gradient_with_its_dloss(
+    kernel_device, shape, make_target, expanded
+):
+    options = PLAIN | OPTIONS["everything"] | {"reduction": "none", "denominator": None}
+    logits = make_logits(shape, kernel_device)
+    target, weight = make_target(logits), class_weight(logits)
+    batch = logits.shape[:-1]
+    dloss = (torch.arange(batch.numel(), device=kernel_device) % 7 - 3.5).view(batch)
+    dloss = dloss.flatten()[-1].expand(batch) if expanded else dloss
+    *tensors, settings = arguments(logits.double(), target, weight.double(), options, None)
+    exact = reference.cross_entropy_loss(*tensors, torch.float64, True, *settings, dloss=dloss)
+
+    loss, dlogits = launch(logits, target, weight, options, dloss=dloss)
+
+    assert loss.shape == batch
+    torch.testing.assert_close((loss, dlogits), (exact[0].float(), exact[1].float()))
+
+
+@EACH_SCHEDULE
+def test_cross_entropy_loss_of_a_row_with_dloss_0_has_no_gradient(kernel_device, shape):
+    options = PLAIN | {"reduction": "none"}
+    logits = make_logits(shape, kernel_device)
+    dloss = torch.ones(logits.shape[:-1], device=kernel_device)
+    dloss.view(-1)[::2] = 0
+    logits[dloss == 0] = torch.nan
+    _, dlogits = launch(logits, class_indices(logits), None, options, dloss=dloss)
+    assert (dlogits[dloss == 0] == 0).all() and not dlogits.isnan().any()
 
 
 @SHAPE

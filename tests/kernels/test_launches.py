@@ -111,6 +111,23 @@ def test_break_19_a_step_can_be_captured_in_a_cuda_graph(options):
         torch.testing.assert_close(captured, training_step(logits, target, options))
 
 
+@pytest.mark.parametrize(
+    ("n_classes", "kernels"),
+    [
+        (16384, ["cross_entropy_loss_online_kernel", "cross_entropy_loss_kernel"]),
+        # one kernel of losses and gradient would read a longer row twice
+        (16385, ["cross_entropy_forward_kernel", "cross_entropy_backward_kernel"]),
+    ],
+)
+def test_losses_per_row_are_read_once_forward_and_once_backward(
+    kernel_device, launches, n_classes, kernels
+):
+    logits = torch.randn(2, n_classes, device=kernel_device, requires_grad=True)
+    losses = torch_softmax.cross_entropy(logits, some_classes(logits), reduction="none")
+    losses.backward(torch.ones_like(losses))
+    assert [kernel.fn.__name__ for kernel, _ in launches] == kernels
+
+
 # matrices with equal row heads, and matrices with different ones
 @pytest.mark.parametrize("gap", [0, 101])
 @each_operator

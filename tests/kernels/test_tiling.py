@@ -14,8 +14,9 @@ from torch_softmax._kernels.tiling import MAX_TILE_BYTES, cdiv, next_power_of_2,
 
 import torch_softmax
 from numerics import assert_as_accurate_as_torch
-from torch_softmax import _launch
+from torch_softmax import _launch, _ops
 from torch_softmax._launch import clusters
+from torch_softmax._options import LossOptions
 
 ROOT = Path(__file__).parents[2]
 LAUNCHERS = [module for name, module in sys.modules.items() if name.startswith(_launch.__name__)]
@@ -137,6 +138,13 @@ def through_autograd(function):
     return lambda x: value_and_gradient(function, x)
 
 
+def row_losses(x, target, **options):
+    """A loss per row by the kernels of rows, which serve statistics and long rows."""
+    options = LossOptions(reduction="none", **options)
+    args = (x.movedim(1, -1), target, None, None, options, x.dtype)
+    return _ops.cross_entropy_with_rows(*args, with_entropy=False, inplace=False)[0]
+
+
 def launched_loss(make_target):
     """The loss kernels, whose gradient comes with the loss."""
 
@@ -169,16 +177,14 @@ OPERATIONS = {
         *SOFTMAX_KERNELS,
     ),
     "cross_entropy": Operation(
-        through_autograd(lambda x: torch_softmax.cross_entropy(x, classes(x), reduction="none")),
+        through_autograd(lambda x: row_losses(x, classes(x))),
         lambda x: F.cross_entropy(x, classes(x), reduction="none"),
         CROSS_ENTROPY_KERNELS,
         CROSS_ENTROPY_KERNELS,
     ),
     "probability_cross_entropy": Operation(
         through_autograd(
-            lambda x: torch_softmax.cross_entropy(
-                x, probabilities(x), reduction="none", label_smoothing=0.1
-            )
+            lambda x: row_losses(x, probabilities(x).movedim(1, -1), label_smoothing=0.1)
         ),
         lambda x: F.cross_entropy(x, probabilities(x), reduction="none", label_smoothing=0.1),
         CROSS_ENTROPY_KERNELS,

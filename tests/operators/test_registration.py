@@ -70,8 +70,10 @@ def test_opcheck_finds_no_fault_in_the_registration(name, device):
 def test_opcheck_finds_no_fault_with_an_incoming_gradient(device):
     tensors = torch.randn(2, 4, 5, device=device), torch.ones(2, 4, dtype=torch.long, device=device)
     dloss = torch.tensor(0.5, device=device)
+    of_rows = {"reduction": "none", "dloss": torch.rand(2, 4, device=device)}
     for name in ("cross_entropy_loss", "cross_entropy_loss_inplace"):
-        torch.library.opcheck(getattr(OPERATORS, name).default, tensors, {"dloss": dloss})
+        for keywords in ({"dloss": dloss}, of_rows):
+            torch.library.opcheck(getattr(OPERATORS, name).default, tensors, keywords)
 
 
 def test_operator_refuses_an_incoming_gradient_that_needs_a_derivative(device):

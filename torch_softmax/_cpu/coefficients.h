@@ -1,16 +1,25 @@
 /* Losses and gradient coefficients of each row. Included once for each REAL. */
 
+INLINE void NAME(store_losses)(const Problem *p, int64_t first, int64_t n, const REAL *losses)
+{
+    for (int64_t i = 0; p->rows.loss && i < n; i++)
+        NAME(store)(p->rows.loss, p->loss_type, first + i, losses[i]);
+}
+
 /* the sum of the losses of a tile's rows; sets the coefficients of their gradients */
-INLINE double NAME(loss_terms)(const Problem *p, NAME(Tile) *t, int is_row)
+INLINE double NAME(loss_terms)(const Problem *p, NAME(Tile) *t, int64_t first, int is_row)
 {
     const REAL nll_factor = (REAL)p->nll_factor, smooth_factor = (REAL)p->smooth_factor;
     const REAL z_loss = (REAL)p->z_loss, weight_sum = (REAL)p->weight_sum;
-    const REAL factor = (REAL)(p->gradient_scale * p->logit_scale);
-    REAL losses[MAX_WIDTH];
+    const REAL scale = (REAL)(p->gradient_scale * p->logit_scale);
+    const REAL *dloss = p->rows.dloss ? (const REAL *)p->rows.dloss + first : NULL;
+    REAL losses[MAX_WIDTH], factors[MAX_WIDTH];
+    for (int64_t i = 0; i < N_VALUES(t); i++)
+        factors[i] = dloss && i < t->n_rows ? scale * dloss[i] : scale;
 #pragma omp simd
     for (int64_t i = 0; i < N_VALUES(t); i++) {
         const REAL log_sum = t->log_sum[i], lse = t->row_max[i] + log_sum;
-        const REAL of_nll = nll_factor * t->target_logit_weight[i];
+        const REAL factor = factors[i], of_nll = nll_factor * t->target_logit_weight[i];
         REAL loss = of_nll * (t->target_weight[i] * log_sum - t->expected[i]);
         REAL of_lse = of_nll * t->target_weight[i];
         if (smooth_factor > 0) {
@@ -29,6 +38,7 @@ INLINE double NAME(loss_terms)(const Problem *p, NAME(Tile) *t, int is_row)
         t->b[i] = is_counted ? of_nll * factor : 0;
         t->s[i] = is_counted ? smooth_factor * factor : 0;
     }
+    NAME(store_losses)(p, first, t->n_rows, losses);
     double total = 0;
 #pragma omp simd reduction(+ : total)
     for (int64_t i = 0; i < N_VALUES(t); i++)

@@ -88,6 +88,11 @@ Status run_cross_entropy(Problem *p, double *loss, int64_t *bad_target)
     return OK;
 }
 
+double load_number(const void *data, Type type)
+{
+    return load_double(data, type, 0);
+}
+
 void store_number(void *data, Type type, double x)
 {
     store_double(data, type, 0, x);

@@ -58,7 +58,7 @@ def _loss(
     target, class_weight, terms = reference.loss_terms(logits, target, weight, denominator, options)
     scaling = (options.logit_scale, options.softcap)
     rows = cross_entropy_forward(logits, target, class_weight, *scaling, with_entropy=False)
-    loss = terms.reduced_loss(rows).to(dtype or logits.dtype)
+    loss = terms.loss(rows, options.reduction).to(dtype or logits.dtype)
     if dlogits is not None:
         coefficients = terms.coefficients(class_weight, rows, dloss)
         arguments = (class_weight, rows.softmax_stats, *coefficients, None, *scaling)

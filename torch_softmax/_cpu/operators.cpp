@@ -201,6 +201,9 @@ class Inputs {
 
 static double number_of(Tensor x)
 {
+    for (int type = 0; type < INT64; type++)
+        if (dtypes[type] == x.dtype())
+            return load_number(x.data(), (Type)type);
     return *(const double *)contiguous(std::move(x), dtypes[FLOAT64]).data();
 }
 
@@ -240,7 +243,10 @@ struct LossArguments {
         p.has_denominator = bool(denominator);
         if (denominator)
             p.denominator = number_of(std::move(denominator));
-        p.dloss = dloss ? number_of(std::move(dloss)) : 1;
+        const bool is_reduced = reduction != "none";
+        p.dloss = dloss && is_reduced ? number_of(std::move(dloss)) : 1;
+        if (!is_reduced)
+            p.rows.dloss = inputs.of_rows(std::move(dloss));
         p.has_ignore_index = 1;
         p.ignore_index = ignore_index;
         p.is_mean = reduction == "mean";
@@ -249,8 +255,13 @@ struct LossArguments {
         p.z_loss = z_loss;
         p.softcap = softcap;
         p.logit_scale = logit_scale;
-        Tensor result = empty({}, dtype);
-        store_number(result.mutable_data(), type_of(result), inputs.run());
+        const std::vector<int64_t> batch(logits.sizes(), logits.sizes() + logits.dim() - 1);
+        Tensor result = empty(is_reduced ? std::vector<int64_t>() : batch, dtype);
+        p.loss_type = type_of(result);
+        p.rows.loss = is_reduced ? nullptr : result.mutable_data();
+        const double loss = inputs.run();
+        if (is_reduced)
+            store_number(result.mutable_data(), p.loss_type, loss);
         return result;
     }
 };

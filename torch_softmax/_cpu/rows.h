@@ -41,8 +41,9 @@ typedef enum { OK, OUT_OF_MEMORY, BAD_TARGET } Status;
 
 /* one entry per row; float64 for float64, else float32; NULL disables an output or input */
 typedef struct {
-    void *nll, *smooth, *target_weight, *lse, *entropy, *softmax_stats, *a, *b, *s, *e;
+    void *nll, *smooth, *target_weight, *lse, *entropy, *softmax_stats, *a, *b, *s, *e, *dloss;
     int64_t *prediction;
+    void *loss; /* of the type loss_type */
 } RowTensors;
 
 typedef struct {
@@ -55,10 +56,11 @@ typedef struct {
     double weight_sum;
     int64_t ignore_index;
     int has_ignore_index, is_mean, has_denominator, n_threads;
-    double denominator, dloss; /* dloss: a factor of the gradient */
+    double denominator, dloss; /* dloss: a factor of the gradient, like that of each row */
     double logit_scale, softcap; /* 0 for no softcap */
     double nll_factor, smooth_factor, z_loss, gradient_scale;
     RowTensors rows;
+    Type loss_type;
 } Problem;
 
 INLINE float float_of_bits(uint32_t bits)
@@ -117,6 +119,7 @@ INLINE int64_t offset_of(const Problem *p, const Rows *rows, int64_t row)
 /* Computes the loss, or the results in memory. A target that is not a class is stored, and then
    nothing else is written. */
 Status run_cross_entropy(Problem *p, double *loss, int64_t *bad_target);
+double load_number(const void *data, Type type);
 void store_number(void *data, Type type, double x);
 void find_tile_shape(const Problem *p, int64_t shape[2]);
 

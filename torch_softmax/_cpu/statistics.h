@@ -179,14 +179,17 @@ INLINE int64_t NAME(target_index)(const NAME(Tile) *t, int64_t row, int is_row)
     return is_row ? t->target[0] : t->target[row] * t->width + row;
 }
 
-/* class index, counted flag and weight of each row; probabilities are loaded with the tile */
+/* class index, counted flag and weight of each row; probabilities are loaded with the tile. A row
+   whose dloss is 0 is not counted: it has no gradient. */
 INLINE void NAME(load_targets)(const Problem *p, NAME(Tile) *t, int64_t first, int is_row)
 {
     const REAL *w = p->class_weight;
+    const REAL *dloss = p->rows.dloss;
     for (int64_t row = 0; row < N_VALUES(t); row++) {
-        const int64_t target = row < t->n_rows && p->target ? class_of(p, first + row) : NO_CLASS;
+        const int exists = row < t->n_rows && !(dloss && dloss[first + row] == 0);
+        const int64_t target = exists && p->target ? class_of(p, first + row) : NO_CLASS;
         t->target[row] = target;
-        t->is_counted[row] = p->target ? target != NO_CLASS : row < t->n_rows;
+        t->is_counted[row] = p->target ? target != NO_CLASS : exists;
         t->target_logit_weight[row] = w && target != NO_CLASS ? w[target] : 1;
     }
 }

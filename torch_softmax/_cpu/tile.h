@@ -152,6 +152,7 @@ INLINE double NAME(tile)(const Problem *p, NAME(Tile) *t, int64_t first, int is_
     if (is_row && p->operation == LOSS && t->is_counted[0] == 0) {
         if (p->dlogits.data)
             NAME(store_zeros)(p, t, first, is_row);
+        NAME(store_losses)(p, first, 1, &(REAL){0});
         return 0;
     }
     NAME(load_and_find_row_max)(p, t, first, is_row);
@@ -160,7 +161,7 @@ INLINE double NAME(tile)(const Problem *p, NAME(Tile) *t, int64_t first, int is_
         NAME(store_statistics)(p, t, first);
         return 0;
     }
-    const double loss = NAME(loss_terms)(p, t, is_row);
+    const double loss = NAME(loss_terms)(p, t, first, is_row);
     if (p->dlogits.data)
         FOR_EACH_RANGE(t)
             NAME(store_gradient)(p, t, first, is_row);

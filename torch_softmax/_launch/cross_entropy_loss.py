@@ -1,4 +1,4 @@
-"""Launchers of the sum or mean of the losses of all rows, and of its gradient."""
+"""Launchers of the losses of rows, reduced or not, and of their gradient."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ def launch_cross_entropy_loss(
     *options: Any,
     dloss: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Sum or mean of the losses in ``dtype``, and its gradient or an empty tensor."""
+    """The losses in ``dtype``, reduced, and their gradient or an empty tensor."""
     dlogits = empty_rows_like(logits) if with_gradient else None
     loss = _launch_into(dlogits, logits, target, weight, denominator, dloss, dtype, options)
     return loss, logits.new_empty(0) if dlogits is None else dlogits
@@ -39,7 +39,7 @@ def launch_cross_entropy_loss_inplace(
     *options: Any,
     dloss: Tensor | None = None,
 ) -> Tensor:
-    """Sum or mean of the losses in ``dtype``; their gradient overwrites the logits."""
+    """The losses in ``dtype``, reduced; their gradient overwrites the logits."""
     return _launch_into(logits, logits, target, weight, denominator, dloss, dtype, options)
 
 
@@ -56,10 +56,11 @@ def _launch_into(
     """Launch the kernels; the gradient goes to ``dlogits``, which may be ``logits``."""
     dtype = dtype or logits.dtype
     if logits.numel() == 0:
-        is_mean = LossOptions(*options).reduction == "mean"
-        return _loss_of_no_rows(logits, denominator, is_mean, dtype)
+        return _loss_of_no_rows(logits, denominator, LossOptions(*options).reduction, dtype)
     target = _with_layout(target, logits)
     weight = None if weight is None else weight.contiguous()
+    if dloss is not None and any(dloss.stride()):
+        dloss = dloss.contiguous()
     tensors = (logits, target, weight, denominator, dloss, dlogits)
     key = (
         options,
@@ -78,7 +79,7 @@ def _launch_into(
         if len(_plans) == MAX_SCHEDULES:
             _plans.clear()
         plan = _plans[key] = LossPlan(*tensors, LossOptions(*options))
-    loss = logits.new_empty((), dtype=dtype)
+    loss = logits.new_empty(logits.shape[:-1] if plan.has_rows else (), dtype=dtype)
     plan.launch(loss, *tensors)
     return loss
 
@@ -93,12 +94,13 @@ def _with_layout(target: Tensor, logits: Tensor) -> Tensor:
 
 
 def _loss_of_no_rows(
-    logits: Tensor, denominator: Tensor | None, is_mean: bool, dtype: torch.dtype
+    logits: Tensor, denominator: Tensor | None, reduction: str, dtype: torch.dtype
 ) -> Tensor:
     """0 / denominator: NaN for the default denominator of a mean, which is 0."""
-    loss = torch.zeros((), dtype=compute_dtype(logits.dtype), device=logits.device)
+    shape = logits.shape[:-1] if reduction == "none" else ()
+    loss = torch.zeros(shape, dtype=compute_dtype(logits.dtype), device=logits.device)
     if denominator is not None:
         loss = loss / denominator
-    elif is_mean:
+    elif reduction == "mean":
         loss = loss / 0
     return loss.to(dtype)

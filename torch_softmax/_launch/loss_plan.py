@@ -11,7 +11,12 @@ from torch_softmax._kernels.cross_entropy_loss import (
     cross_entropy_loss_online_kernel,
     weight_sum_kernel,
 )
-from torch_softmax._kernels.loss_epilogue import Denominator, FloatPair, LossOutput
+from torch_softmax._kernels.loss_epilogue import (
+    Denominator,
+    FloatPair,
+    IncomingGradient,
+    LossOutput,
+)
 from torch_softmax._kernels.loss_epilogue import LossOptions as KernelOptions
 from torch_softmax._kernels.tiles import Matrix
 from torch_softmax._kernels.tiling import (
@@ -54,6 +59,8 @@ class LossPlan:
             options.ignore_index, _pair(options.label_smoothing), _pair(options.z_loss)
         )
         self.loss = _loss_launch(rows, options)
+        self.has_rows = options.reduction == "none"
+        self.dloss_stride = int(dloss is not None and any(dloss.stride()))
         self.weight_sum: Launch | None = None
         in_clusters = rows.schedule.tile.num_ctas > 1
         # the blocks of a cluster would have to meet to add up partial sums
@@ -92,7 +99,7 @@ class LossPlan:
     ) -> None:
         """Launch the kernels with such tensors, whose batch dims collapse without a copy."""
         partials = counter = None
-        if self.n_programs > 1:
+        if self.n_programs > 1 and not self.has_rows:
             dtype, device = compute_dtype(logits.dtype), logits.device
             partials = torch.empty(self.n_programs, dtype=dtype, device=device)
             if self.weight_sum is None:
@@ -104,13 +111,17 @@ class LossPlan:
                 vectors = (target, weight, denominator, counter)
                 n_rows, ignore_index = logits.shape[:-1].numel(), self.options.ignore_index
                 self.weight_sum(*vectors, n_rows, self.n_cols, ignore_index)
+        output = LossOutput(loss, partials, counter, None)
+        if self.has_rows:
+            output = LossOutput(None, None, None, loss)
+        incoming = None if dloss is None else IncomingGradient(dloss, self.dloss_stride)
         self.loss(
             Matrix(logits, *self.strides[0]),
             Matrix(target, *self.strides[1]),
             weight,
             None if dlogits is None else Matrix(dlogits, *self.strides[2]),
-            LossOutput(loss, partials, counter),
-            Denominator(denominator, self.n_weights, dloss),
+            output,
+            Denominator(denominator, self.n_weights, incoming),
             self.n_rows,
             self.n_cols,
             self.options,

@@ -1,10 +1,11 @@
-"""The sum or mean of the losses of all rows: operators and autograd.
+"""The losses of all rows, their sum or mean: operators and autograd.
 
 When the rows are read, the gradient of their sum or mean is known up to one factor, the incoming
 gradient. So the pass that computes the loss also writes the gradient, and backward does not read
 the logits again.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,8 +24,11 @@ from torch_softmax._ops.registration import (
 from torch_softmax._ops.scale import scaled_gradient
 from torch_softmax._options import DEFAULT_OPTIONS, LossOptions
 
+# where backward computes the losses per row again: a kernel holds such rows and reads them once
+MAX_RECOMPUTED_CLASSES = 16384
 _TENSORS = "Tensor target, Tensor? weight=None, Tensor? denominator=None"
-# dloss, the incoming gradient of the loss, is a factor of dlogits
+# dloss, the incoming gradient of the loss, is a factor of dlogits; with it, a row whose factor is 0
+# may count as ignored
 _OPTIONS = (
     "SymInt ignore_index=-100, str reduction='mean', float label_smoothing=0.0, float z_loss=0.0,"
     " float? softcap=None, float logit_scale=1.0, *, Tensor? dloss=None"
@@ -42,11 +46,12 @@ def _empty_loss(
     dloss: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     dlogits = torch.empty_like(logits) if with_gradient else logits.new_empty(0)
-    return logits.new_empty((), dtype=dtype), dlogits
+    shape = logits.shape[:-1] if LossOptions(*options).reduction == "none" else ()
+    return logits.new_empty(shape, dtype=dtype), dlogits
 
 
 def _empty_loss_inplace(logits: Tensor, *args: Any, dloss: Tensor | None = None) -> Tensor:
-    loss, _ = _empty_loss(logits, *args[:4], False)
+    loss, _ = _empty_loss(logits, *args[:4], False, *args[4:])
     return loss
 
 
@@ -84,12 +89,15 @@ def cross_entropy_loss(
     is_fused = takes_functions(*args)
     if not is_fused and reference.is_torch_loss(target, denominator, options):
         return reference.torch_loss(logits, target, weight, options, dtype)
-    if options.reduction == "none" or needs_rows or not is_fused:
+    is_long = options.reduction == "none" and logits.shape[-1] > MAX_RECOMPUTED_CLASSES
+    if is_long or needs_rows or not is_fused:
         return cross_entropy_with_rows(*args, options, dtype, False, inplace)[0]
     if with_gradient:
         loss: Tensor = SoftmaxCrossEntropyFunction.apply(*args, options, dtype, inplace)
         return loss
-    return cross_entropy_loss_operator(*args, dtype, False, *options)[0]
+    keywords = _keywords(options, dtype, logits)
+    loss = _call(cross_entropy_loss_operator, args, keywords, with_gradient=False)[0]
+    return loss
 
 
 def cross_entropy_with_rows(
@@ -110,15 +118,16 @@ def cross_entropy_with_rows(
 
 
 class SoftmaxCrossEntropyFunction(Function):
-    """The loss of all rows; the forward pass computes the gradient too, except in float16.
+    """The loss of all rows; the forward pass computes the gradient too, where it can.
 
     ``apply(logits, target, weight, denominator, options, dtype, inplace)`` takes the arguments of
-    the operator ``cross_entropy_loss``, with the six options as a tuple; the reduction is "mean" or
-    "sum". It saves the logits and their gradient for backward; with ``inplace`` it saves the
-    gradient alone, in the memory of the logits. With ``retain_graph=True`` backward returns a copy
-    of the gradient. In float16 it saves the logits, and backward computes the gradient with its
-    factor, a loss scaler's, before it rounds: small gradients would underflow. Second derivatives
-    are those of ``reference``.
+    the operator ``cross_entropy_loss``, with the six options as a tuple. It saves the logits and
+    their gradient for backward; with ``inplace`` it saves the gradient alone, in the memory of the
+    logits. With ``retain_graph=True`` backward returns a copy of the gradient.
+
+    With reduction "none" and in float16 it saves the logits, and backward computes the gradient:
+    each row has its own factor there, and small gradients would underflow before a loss scaler's
+    factor. Second derivatives are those of ``reference``.
     """
 
     # no setup_context: PyTorch would inspect signatures at each call, which costs 25 us
@@ -133,21 +142,19 @@ class SoftmaxCrossEntropyFunction(Function):
         dtype: torch.dtype,
         inplace: bool,
     ) -> Tensor:
-        # defaults are left out: to convert them takes 2 us, a sixth of a call for few rows
-        has_options = options != DEFAULT_OPTIONS
-        options = options if has_options else ()
-        ctx.options, ctx.dtype, ctx.inplace = options, dtype, inplace
         inputs = (logits, target, weight, denominator)
-        if logits.dtype is torch.float16:
-            loss: Tensor = cross_entropy_loss_operator(*inputs, dtype, False, *options)[0]
+        ctx.options, ctx.dtype, ctx.inplace = options, dtype, inplace
+        ctx.keywords = keywords = _keywords(options, dtype, logits)
+        if logits.dtype is torch.float16 or options[1] == "none":
+            loss: Tensor = _call(
+                cross_entropy_loss_operator, inputs, keywords, with_gradient=False
+            )[0]
             ctx.save_for_backward(None, *inputs)
         elif inplace:
-            loss = cross_entropy_loss_inplace(*inputs, dtype, *options)
+            loss = _call(cross_entropy_loss_inplace, inputs, keywords)
             ctx.save_for_backward(overwritten(logits))
         else:
-            is_plain = weight is denominator is None and dtype is logits.dtype and not has_options
-            arguments = (logits, target) if is_plain else (*inputs, dtype, True, *options)
-            loss, dlogits = cross_entropy_loss_operator(*arguments)
+            loss, dlogits = _call(cross_entropy_loss_operator, inputs, keywords)
             ctx.save_for_backward(dlogits, *inputs)
         return loss
 
@@ -155,6 +162,25 @@ class SoftmaxCrossEntropyFunction(Function):
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
         dlogits, *inputs = ctx.saved_tensors
         return _gradient(ctx, dloss, dlogits, inputs), None, None, None, None, None, None
+
+
+def _keywords(options: tuple[Any, ...], dtype: torch.dtype, logits: Tensor) -> dict[str, Any]:
+    """The operator's arguments that are not its defaults: to convert all of them takes 2 us."""
+    keywords = {}
+    if options != DEFAULT_OPTIONS:
+        pairs = zip(LossOptions._fields, options, DEFAULT_OPTIONS, strict=True)
+        keywords = {name: value for name, value, default in pairs if value != default}
+    if dtype is not logits.dtype:
+        keywords["dtype"] = dtype
+    return keywords
+
+
+def _call(
+    operator: Callable[..., Any], inputs: Sequence[Any], keywords: dict[str, Any], **others: Any
+) -> Any:
+    _, _, weight, denominator = inputs
+    given = inputs[:2] if weight is denominator is None else inputs
+    return operator(*given, **keywords, **others)
 
 
 def _gradient(ctx: Any, dloss: Tensor, dlogits: Tensor | None, inputs: list[Any]) -> Tensor:
@@ -177,8 +203,7 @@ def _gradient(ctx: Any, dloss: Tensor, dlogits: Tensor | None, inputs: list[Any]
 def _late_gradient(ctx: Any, dloss: Tensor, inputs: list[Any]) -> Tensor:
     """The gradient, multiplied by ``dloss`` before it is rounded."""
     if ctx.inplace:
-        cross_entropy_loss_inplace(*inputs, ctx.dtype, *ctx.options, dloss=dloss)
+        _call(cross_entropy_loss_inplace, inputs, ctx.keywords, dloss=dloss)
         return overwritten(inputs[0])
-    arguments = (*inputs, ctx.dtype, True, *ctx.options)
-    dlogits: Tensor = cross_entropy_loss_operator(*arguments, dloss=dloss)[1]
+    dlogits: Tensor = _call(cross_entropy_loss_operator, inputs, ctx.keywords, dloss=dloss)[1]
     return dlogits
