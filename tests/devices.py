@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from torch_softmax._cpu import compiled
+from torch_softmax._cpu import library
 from torch_softmax._ops import cpu_path
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm GPU")
@@ -14,7 +14,7 @@ INTERPRETER_OFF = pytest.mark.skipif(
     reason="needs TRITON_INTERPRET=1, which is left off where a GPU runs the kernels",
 )
 NOT_COMPILED = pytest.mark.skipif(
-    not compiled.is_available(),
+    not library.is_available(),
     reason="needs torch_softmax._cpu.operators: pip install -e . with a C++ compiler",
 )
 KERNELS = [

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from torch_softmax._cpu import compiled
+from torch_softmax._cpu import library
 
 ROOT = Path(__file__).parents[1]
 # what a build needs, so that one leaves nothing in the checkout
@@ -63,7 +63,7 @@ def test_wheel_has_every_module_of_the_checkout(names):
     assert modules <= set(names)
 
 
-@pytest.mark.skipif(not compiled.is_available(), reason="needs a C++ compiler")
+@pytest.mark.skipif(not library.is_available(), reason="needs a C++ compiler")
 def test_wheel_serves_every_python_from_3_11_on(wheel, names):
     assert "-cp311-abi3-" in wheel.name
     suffix = ".pyd" if sysconfig.get_platform().startswith("win") else ".abi3.so"

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from cpu_losses import OPERATORS, loss_and_gradient, some_targets
-from torch_softmax._cpu import compiled
+from torch_softmax._cpu import library
 
 COMPILER = (sysconfig.get_config_var("CXX") or "c++").split()[0]
 needs_compiled = pytest.mark.skipif(
-    not compiled.is_available(), reason="needs a C++ compiler: pip install -e ."
+    not library.is_available(), reason="needs a C++ compiler: pip install -e ."
 )
 
 
@@ -25,7 +25,7 @@ def test_compiled_code_is_installed_if_there_is_a_compiler(tmp_path):
     command = [COMPILER, "-fopenmp", "-c", source, "-o", tmp_path / "library.o"]
     if shutil.which(COMPILER) is None or subprocess.run(command).returncode:
         pytest.skip(f"needs the C++ compiler {COMPILER} with OpenMP")
-    assert compiled.is_available(), "install the package: pip install -e ."
+    assert library.is_available(), "install the package: pip install -e ."
 
 
 # rows and classes of a tile: one row, with its classes rounded up, where rows are few or long; rows
@@ -53,7 +53,7 @@ def tile_shape(logits):
     n = logits.dim()
     shape = (ctypes.c_int64 * 2)()
     arrays = ((ctypes.c_int64 * n)(*logits.shape), (ctypes.c_int64 * n)(*logits.stride()))
-    compiled.load().tile_shape(ctypes.c_int64(n), *arrays, shape)
+    library.load().tile_shape(ctypes.c_int64(n), *arrays, shape)
     return tuple(shape)
 
 
@@ -142,6 +142,9 @@ CLASSES = torch.zeros(2, dtype=torch.long)
         ((LOGITS, CLASSES[:1]), "a target for each row"),
         ((LOGITS, CLASSES.view(2, 1, 1)), "a target for each row"),
         ((LOGITS, torch.zeros(3, 3)), "probabilities in the shape of logits"),
+        ((LOGITS, torch.zeros(2)), "probabilities in the shape of logits"),
+        ((LOGITS, CLASSES, None, torch.zeros(2)), "one number as denominator"),
+        ((LOGITS, CLASSES, None, torch.zeros(0).long()), "one number as denominator"),
         ((LOGITS, torch.zeros(2, 3).long()), "floating-point tensors"),
         ((LOGITS, CLASSES, torch.zeros(4)), "a weight of each class"),
         ((LOGITS, CLASSES, torch.zeros(3, 1)), "a weight of each class"),

@@ -3,8 +3,8 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <initializer_list>
-#include <memory>
 #include <vector>
 
 #include "torch.h"
@@ -15,19 +15,24 @@ extern "C" {
 
 static int32_t dtypes[N_TYPES];
 
-static Type type_of(const Tensor &x)
-{
-    const int32_t dtype = x.dtype();
-    for (int type = 0; type < INT64; type++)
-        if (dtypes[type] == dtype)
-            return (Type)type;
-    throw std::invalid_argument("cross_entropy needs floating-point tensors, float16 to float64");
-}
-
 static void require(bool condition, const char *requirement)
 {
     if (!condition)
         throw std::invalid_argument(std::string("cross_entropy needs ") + requirement);
+}
+
+/* INT64 for a dtype that is no floating-point type */
+static Type number_type(const Tensor &x)
+{
+    int32_t *end = dtypes + INT64;
+    return (Type)(std::find(dtypes, end, x.dtype()) - dtypes);
+}
+
+static Type type_of(const Tensor &x)
+{
+    const Type type = number_type(x);
+    require(type != INT64, "floating-point tensors, float16 to float64");
+    return type;
 }
 
 static void refuse_derivatives(const char *name, std::initializer_list<const Tensor *> tensors)
@@ -119,7 +124,6 @@ class Inputs {
             p.dlogits.type = p.logits.type;
             p.dlogits.data = (char *)dlogits.mutable_data();
         }
-        p.probabilities.type = FLOAT32;
         if (target.dim() == logits.dim()) {
             p.probabilities.type = type_of(target);
             p.probabilities.data = (char *)target.data();
@@ -129,6 +133,7 @@ class Inputs {
         } else {
             require(target.dim() == logits.dim() - 1 && same_sizes(target, logits, target.dim()),
                     "a target for each row");
+            require(number_type(target) == INT64, "probabilities in the shape of logits");
             set_rows(&p, logits.dim(), logits.sizes(), {logits_rows, dlogits_rows});
             target = contiguous(std::move(target), dtypes[INT64]);
             p.target = (const int64_t *)target.data();
@@ -201,9 +206,10 @@ class Inputs {
 
 static double number_of(Tensor x)
 {
-    for (int type = 0; type < INT64; type++)
-        if (dtypes[type] == x.dtype())
-            return load_number(x.data(), (Type)type);
+    require(x.numel() == 1, "one number as denominator and dloss");
+    const Type type = number_type(x);
+    if (type != INT64)
+        return load_number(x.data(), type);
     return *(const double *)contiguous(std::move(x), dtypes[FLOAT64]).data();
 }
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from torch_softmax._cpu import compiled
+from torch_softmax._cpu import library
 
 # the implementations in Python, by path and operator; "compiled" has compiled code before those of
 # "uncompiled"
@@ -31,14 +31,14 @@ def take(path: str) -> None:
     _path = path
     names: tuple[str, ...] = ()
     if path == "compiled":
-        registration = compiled.Registration()
+        registration = library.Registration()
         names = registration.operators
         _remove.append(registration.remove)
-    library = torch.library.Library("torch_softmax", "IMPL")
-    _remove.append(library._destroy)
+    in_python = torch.library.Library("torch_softmax", "IMPL")
+    _remove.append(in_python._destroy)
     for name, implementation in implementations.get(path, implementations["uncompiled"]).items():
         if name not in names:
-            library.impl(name, implementation, "CPU")
+            in_python.impl(name, implementation, "CPU")
 
 
 def runs_kernels() -> bool:
