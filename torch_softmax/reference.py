@@ -178,7 +178,7 @@ class LossTerms(NamedTuple):
     def coefficients(
         self, class_weight: Tensor | None, rows: RowOutputs, dloss: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """``a``, ``b`` and ``s`` of the gradient of the reduced loss, times ``dloss``."""
+        """``a``, ``b`` and ``s`` of the gradient of the loss, times ``dloss``."""
         scale = torch.ones_like(rows.lse)
         if dloss is not None:
             scale = scale * dloss
@@ -203,6 +203,8 @@ def loss_terms(
     options: LossOptions,
 ) -> tuple[Tensor, Tensor | None, LossTerms]:
     """Target and class weights as ``cross_entropy_forward`` takes them, and the loss terms."""
+    if options.reduction == "none" and denominator is not None:
+        raise ValueError("cross_entropy needs denominator=None for reduction='none'")
     n_classes, dtype = logits.shape[-1], compute_dtype(logits.dtype)
     smoothing = options.label_smoothing
     weight = None if weight is None else weight.to(dtype)

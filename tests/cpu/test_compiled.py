@@ -1,6 +1,7 @@
 """The compiled module: installation, tile shapes, threads, and argument errors."""
 
 import ctypes
+import importlib.util
 import shutil
 import subprocess
 import sysconfig
@@ -184,3 +185,11 @@ def test_compiled_loss_takes_any_number_of_batch_dims():
     target = torch.randint(2, logits.shape[:-1])
     expected = loss_and_gradient(logits.contiguous(), target)
     torch.testing.assert_close(loss_and_gradient(logits, target), expected)
+
+
+def test_library_that_does_not_load_leaves_the_operators_in_python(tmp_path, monkeypatch):
+    broken = tmp_path / "operators.so"
+    broken.write_bytes(b"no library")
+    spec = importlib.util.spec_from_file_location("operators", broken)
+    monkeypatch.setattr(library, "find_spec", lambda name: spec)
+    assert library.load.__wrapped__() is None

@@ -76,6 +76,34 @@ def test_opcheck_finds_no_fault_with_an_incoming_gradient(device):
             torch.library.opcheck(getattr(OPERATORS, name).default, tensors, keywords)
 
 
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0, 5)])
+def test_opcheck_finds_no_fault_with_no_rows(shape, device):
+    x = torch.randn(shape, device=device)
+    target = torch.zeros(shape[:-1], dtype=torch.long, device=device)
+    keywords = {"reduction": "sum"}
+    torch.library.opcheck(OPERATORS.cross_entropy_loss.default, (x, target), keywords)
+    forward = (x, target, None, 1.0, None, True)
+    torch.library.opcheck(OPERATORS.cross_entropy_forward.default, forward)
+
+
+def test_operator_refuses_a_denominator_of_losses_per_row(device):
+    tensors = torch.randn(4, 5, device=device), torch.ones(4, dtype=torch.long, device=device)
+    denominator = torch.ones((), device=device)
+    with pytest.raises(ValueError, match="needs denominator=None for reduction='none'"):
+        OPERATORS.cross_entropy_loss(*tensors, None, denominator, reduction="none")
+
+
+def test_operator_takes_an_incoming_gradient_of_one_element(device):
+    tensors = torch.randn(4, 5, device=device), torch.ones(4, dtype=torch.long, device=device)
+    _, expected = OPERATORS.cross_entropy_loss(*tensors)
+    dloss = torch.full((1,), 2.0, device=device)
+    _, dlogits = OPERATORS.cross_entropy_loss(*tensors, dloss=dloss)
+    torch.testing.assert_close(dlogits, 2 * expected)
+    _, expected = OPERATORS.cross_entropy_loss(*tensors, reduction="none")
+    _, dlogits = OPERATORS.cross_entropy_loss(*tensors, reduction="none", dloss=dloss.sum())
+    torch.testing.assert_close(dlogits, 2 * expected)
+
+
 def test_operator_refuses_an_incoming_gradient_that_needs_a_derivative(device):
     tensors = torch.randn(4, 5, device=device), torch.ones(4, dtype=torch.long, device=device)
     dloss = torch.ones((), device=device, requires_grad=True)

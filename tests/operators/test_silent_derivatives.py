@@ -142,3 +142,19 @@ def test_compiled_functions_take_numpy_integers():
         fullgraph=True,
     )
     torch.testing.assert_close(compiled(LOGITS), F.cross_entropy(LOGITS, TARGET, ignore_index=2))
+
+
+@pytest.mark.parametrize("n_classes", [4, 20000])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_a_row_whose_loss_has_no_gradient_has_none_whatever_it_holds(n_classes, bad, create_graph):
+    x = torch.randn(3, n_classes)
+    x[1, :2] = bad
+    x.requires_grad_()
+    losses = torch_softmax.cross_entropy(x, torch.tensor([0, 1, 2]), reduction="none")
+    incoming = torch.tensor([1.0, 0.0, 1.0])
+    (gradient,) = torch.autograd.grad(losses, x, incoming, create_graph=create_graph)
+    assert (gradient[1] == 0).all() and gradient.isfinite().all()
+    if create_graph:
+        (second,) = torch.autograd.grad(gradient.square().sum(), x)
+        assert (second[1] == 0).all() and second.isfinite().all()

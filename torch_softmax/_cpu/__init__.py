@@ -1,4 +1,6 @@
-"""The operators on the CPU: compiled C code, or PyTorch in blocks of rows that fit the cache.
+"""The operators on the CPU in Python: PyTorch's own, in blocks of rows that fit the cache.
+
+For cross-entropy, ``library`` has compiled code in their place where there was a compiler.
 
 New memory costs a page fault for every 4 KiB, which takes longer than the arithmetic on it. So only
 results are allocated whole; intermediate results are as large as a tile or block.

@@ -19,11 +19,15 @@ OPERATORS = (
 
 @functools.cache
 def load() -> ctypes.CDLL | None:
-    """The library, or None if it was not compiled."""
+    """The library, or None if it was not compiled, or does not load."""
     spec = find_spec("torch_softmax._cpu.operators")
     if spec is None or spec.origin is None:
         return None
-    library = ctypes.CDLL(spec.origin)
+    try:
+        library = ctypes.CDLL(spec.origin)
+    except OSError:
+        # compiled on another machine, and a library that it needs is missing here
+        return None
     library.register_operators.restype = ctypes.c_void_p
     library.remove_operators.argtypes = [ctypes.c_void_p]
     return library

@@ -68,7 +68,7 @@ static Tensor empty(const std::vector<int64_t> &sizes, int32_t dtype)
 {
     std::vector<int64_t> strides(sizes.size());
     int64_t stride = 1;
-    for (size_t axis = sizes.size(); axis-- > 0; stride *= sizes[axis])
+    for (size_t axis = sizes.size(); axis-- > 0; stride *= std::max<int64_t>(sizes[axis], 1))
         strides[axis] = stride;
     return empty_strided((int64_t)sizes.size(), sizes.data(), strides.data(), dtype);
 }
@@ -79,6 +79,10 @@ static void set_rows(Problem *p, int64_t dim, const int64_t *sizes,
 {
     p->n_classes = sizes[dim - 1];
     p->n_rows = p->n_axes = 1;
+    if (std::count(sizes, sizes + dim - 1, 0)) {
+        p->n_rows = 0;
+        return;
+    }
     p->sizes[0] = 1;
     for (const auto &tensor : tensors) {
         tensor.first->class_stride = tensor.second[dim - 1];
@@ -115,6 +119,7 @@ class Inputs {
     {
         Problem &p = problem;
         p.operation = operation;
+        p.dloss = 1;
         p.logits.type = type_of(logits);
         p.logits.data = (char *)logits.data();
         require(logits.dim() > 0, "a class axis");
@@ -124,7 +129,8 @@ class Inputs {
             p.dlogits.type = p.logits.type;
             p.dlogits.data = (char *)dlogits.mutable_data();
         }
-        if (target.dim() == logits.dim()) {
+        has_probabilities = target.dim() == logits.dim();
+        if (has_probabilities) {
             p.probabilities.type = type_of(target);
             p.probabilities.data = (char *)target.data();
             require(same_sizes(target, logits, logits.dim()), "probabilities in the shape of logits");
@@ -155,12 +161,13 @@ class Inputs {
             require(weight.dim() == 1 && weight.numel() == p.n_classes, "a weight of each class");
             weight = contiguous(std::move(weight), dtypes[real()]);
         }
+        const void *data = weight ? weight.data() : nullptr;
         for (int64_t c = 0; c < p.n_classes; c++) {
             double w = 1;
             if (real() == FLOAT64)
-                weights_[c] = w = weight ? ((const double *)weight.data())[c] : 1;
+                weights_[c] = w = data ? ((const double *)data)[c] : 1;
             else
-                ((float *)weights_.data())[c] = w = weight ? ((const float *)weight.data())[c] : 1;
+                ((float *)weights_.data())[c] = w = data ? ((const float *)data)[c] : 1;
             p.weight_sum += w;
         }
     }
@@ -193,6 +200,7 @@ class Inputs {
     }
 
     Problem problem = {};
+    bool has_probabilities;
 
   private:
     static bool same_sizes(const Tensor &x, const Tensor &y, int64_t n_axes)
@@ -249,13 +257,15 @@ struct LossArguments {
         p.has_denominator = bool(denominator);
         if (denominator)
             p.denominator = number_of(std::move(denominator));
-        const bool is_reduced = reduction != "none";
-        p.dloss = dloss && is_reduced ? number_of(std::move(dloss)) : 1;
-        if (!is_reduced)
-            p.rows.dloss = inputs.of_rows(std::move(dloss));
+        p.is_mean = reduction == "mean";
+        const bool is_reduced = p.is_mean || reduction == "sum";
+        require(is_reduced || reduction == "none", "reduction to be 'mean', 'sum' or 'none'");
+        require(is_reduced || !p.has_denominator, "denominator=None for reduction='none'");
+        if (dloss && (is_reduced || dloss.numel() == 1))
+            p.dloss = number_of(std::move(dloss));
+        p.rows.dloss = inputs.of_rows(std::move(dloss));
         p.has_ignore_index = 1;
         p.ignore_index = ignore_index;
-        p.is_mean = reduction == "mean";
         p.nll_factor = 1 - label_smoothing;
         p.smooth_factor = label_smoothing / (double)p.n_classes;
         p.z_loss = z_loss;
@@ -315,7 +325,7 @@ static void cross_entropy_forward(StableIValue *stack, uint64_t, uint64_t)
     };
     p.rows.nll = output(true, dtype);
     p.rows.smooth = output(p.class_weight, dtype);
-    p.rows.target_weight = output(!p.target, dtype);
+    p.rows.target_weight = output(inputs.has_probabilities, dtype);
     p.rows.lse = output(true, dtype);
     p.rows.entropy = output(with_entropy, dtype);
     p.rows.prediction = (int64_t *)output(with_entropy, dtypes[INT64]);

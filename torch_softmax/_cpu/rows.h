@@ -20,7 +20,7 @@
 
 #include "elementary.h"
 
-/* batch axes of at least two rows, of which an int64 counts no more */
+/* batch axes of at least two rows: an int64 counts the rows of no more of them */
 #define MAX_AXES 63
 /* partials per row, summed step by step; a multiple of every vector length */
 #define N_PARTIALS 16
@@ -51,7 +51,7 @@ typedef struct {
     Rows logits, dlogits, probabilities;
     int64_t n_rows, n_classes, sizes[MAX_AXES]; /* rows of each batch axis */
     int n_axes;
-    const int64_t *target;              /* NULL for probabilities */
+    const int64_t *target;              /* NULL for probabilities and for no rows */
     void *class_weight; /* in the type of the arithmetic, padded with zeros; NULL for none */
     double weight_sum;
     int64_t ignore_index;

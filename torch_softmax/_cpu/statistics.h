@@ -186,7 +186,8 @@ INLINE void NAME(load_targets)(const Problem *p, NAME(Tile) *t, int64_t first, i
     const REAL *w = p->class_weight;
     const REAL *dloss = p->rows.dloss;
     for (int64_t row = 0; row < N_VALUES(t); row++) {
-        const int exists = row < t->n_rows && !(dloss && dloss[first + row] == 0);
+        const REAL of_row = dloss && row < t->n_rows ? dloss[first + row] : (REAL)p->dloss;
+        const int exists = row < t->n_rows && of_row != 0;
         const int64_t target = exists && p->target ? class_of(p, first + row) : NO_CLASS;
         t->target[row] = target;
         t->is_counted[row] = p->target ? target != NO_CLASS : exists;

@@ -60,7 +60,9 @@ class LossPlan:
         )
         self.loss = _loss_launch(rows, options)
         self.has_rows = options.reduction == "none"
-        self.dloss_stride = int(dloss is not None and any(dloss.stride()))
+        if self.has_rows and denominator is not None:
+            raise ValueError("cross_entropy needs denominator=None for reduction='none'")
+        self.dloss_stride = int(self.has_rows and dloss is not None and any(dloss.stride()))
         self.weight_sum: Launch | None = None
         in_clusters = rows.schedule.tile.num_ctas > 1
         # the blocks of a cluster would have to meet to add up partial sums

@@ -1,7 +1,7 @@
 """Cross-entropy of each row with its statistics: operators and autograd.
 
-They serve the cases that ``cross_entropy_loss`` does not: a loss per row, statistics, and gradients
-of target probabilities and of class weights.
+They serve the cases that ``cross_entropy_loss`` does not: statistics, losses of long rows, and
+gradients of target probabilities and of class weights.
 """
 
 from typing import Any
@@ -109,7 +109,7 @@ class CrossEntropyRowsFunction(Function):
         b = torch.zeros_like(softmax_stats[..., 0]) if dnll is None else dnll
         dlogits = dtarget = dclass_weight = None
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            x = _without_unused_rows(logits, gradients[:5])
+            x = without_unused_rows(logits, gradients[:5])
             x = reference.apply_softcap(x, ctx.logit_scale, ctx.softcap)
             dtarget, dclass_weight = _gradients_of_weights(
                 x, target, class_weight, b, dsmooth, dtarget_weight
@@ -143,7 +143,7 @@ def _differentiable_gradients(
         # aliases: target probabilities may be a function of the logits, and these derivatives are
         # partial ones
         inputs: list[Any] = [x if x is None else x.view_as(x) for x in ctx.saved_tensors[:3]]
-        x = _without_unused_rows(inputs[0], gradients[:5])
+        x = without_unused_rows(inputs[0], gradients[:5])
         rows = reference.cross_entropy_forward(
             x, inputs[1], inputs[2], ctx.logit_scale, ctx.softcap, ctx.with_entropy
         )
@@ -165,7 +165,7 @@ def _differentiable_gradients(
     return tuple(results)
 
 
-def _without_unused_rows(logits: Tensor, gradients: tuple[Tensor | None, ...]) -> Tensor:
+def without_unused_rows(logits: Tensor, gradients: tuple[Tensor | None, ...]) -> Tensor:
     """``logits`` with 0 in rows that are not finite and whose numbers have a gradient of 0.
 
     They are ignored rows, most likely, and 0 times their NaN would be NaN.

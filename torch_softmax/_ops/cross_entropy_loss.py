@@ -1,8 +1,8 @@
-"""The losses of all rows, their sum or mean: operators and autograd.
+"""The losses of rows, or their sum or mean: operators and autograd.
 
 When the rows are read, the gradient of their sum or mean is known up to one factor, the incoming
 gradient. So the pass that computes the loss also writes the gradient, and backward does not read
-the logits again.
+the logits again. It does where each row has its own factor, and in float16.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from torch.autograd import Function
 
 from torch_softmax import reference
 from torch_softmax._layout import RowOutputs
-from torch_softmax._ops.cross_entropy import cross_entropy_rows
+from torch_softmax._ops.cross_entropy import cross_entropy_rows, without_unused_rows
 from torch_softmax._ops.donation import overwritten
 from torch_softmax._ops.registration import (
     needs_differentiable_backward,
@@ -24,7 +24,8 @@ from torch_softmax._ops.registration import (
 from torch_softmax._ops.scale import scaled_gradient
 from torch_softmax._options import DEFAULT_OPTIONS, LossOptions
 
-# where backward computes the losses per row again: a kernel holds such rows and reads them once
+# where backward computes the losses per row again: the kernels of a GPU hold such rows, and so read
+# them once
 MAX_RECOMPUTED_CLASSES = 16384
 _TENSORS = "Tensor target, Tensor? weight=None, Tensor? denominator=None"
 # dloss, the incoming gradient of the loss, is a factor of dlogits; with it, a row whose factor is 0
@@ -193,10 +194,12 @@ def _gradient(ctx: Any, dloss: Tensor, dlogits: Tensor | None, inputs: list[Any]
         return dlogits * dloss
     if ctx.inplace:
         raise RuntimeError("cross_entropy needs inplace=False for second derivatives, got True")
-    args = (*inputs, LossOptions(*ctx.options), ctx.dtype)
+    logits, *others = inputs
+    args = (*others, LossOptions(*ctx.options), ctx.dtype)
     with torch.enable_grad():
-        loss, _ = reference.compose_loss(reference.cross_entropy_forward, *args)
-    (gradient,) = torch.autograd.grad(loss, inputs[0], dloss, create_graph=not is_first_order)
+        x = without_unused_rows(logits, (dloss,))
+        loss, _ = reference.compose_loss(reference.cross_entropy_forward, x, *args)
+    (gradient,) = torch.autograd.grad(loss, logits, dloss, create_graph=not is_first_order)
     return gradient
 
 

@@ -27,7 +27,8 @@ def register(
     it if needed.
 
     One stem names an operator in every layer: ``softmax_forward`` is ``_cpu.softmax_forward`` for
-    CPU tensors, and ``_launch.launch_softmax_forward`` where Triton serves the device.
+    CPU tensors, and ``_launch.launch_softmax_forward`` where Triton serves the device. Compiled
+    code for the CPU, where there is some, has the same names.
     """
     stem = _stem(schema)
 
