@@ -35,7 +35,7 @@
 #define UNIT_ELEMENTS 8192
 /* with fewer elements, waking another thread costs more than it saves */
 #define MIN_PARALLEL_ELEMENTS 32768
-/* after a slow parallel call, calls stay on one thread for this multiple of its time */
+/* after a slow parallel call, calls stay on one thread for this multiple of the time that it lost */
 #define PAUSE_FACTOR 16
 
 typedef struct {
@@ -149,8 +149,9 @@ static int run_units(const Problem *p, Unit *const units[2][2], int64_t real_byt
     }
     if (n_threads > 1) {
         const int64_t end = nanoseconds(CLOCK_MONOTONIC);
-        if (end - start > busy)
-            pause_end = end + PAUSE_FACTOR * (end - start);
+        const int64_t lost = end - start - busy;
+        if (lost > 0)
+            pause_end = end + PAUSE_FACTOR * lost;
     }
     for (int64_t i = 0; i < n_units; i++)
         *loss += losses[i];
