@@ -20,7 +20,7 @@
 
 #include "elementary.h"
 
-/* batch axes of at least two rows: an int64 counts the rows of no more of them */
+/* no tensor has more batch axes of at least two rows: int64 could not count its rows */
 #define MAX_AXES 63
 /* partials per row, summed step by step; a multiple of every vector length */
 #define N_PARTIALS 16

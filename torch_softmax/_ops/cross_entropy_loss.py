@@ -24,8 +24,8 @@ from torch_softmax._ops.registration import (
 from torch_softmax._ops.scale import scaled_gradient
 from torch_softmax._options import DEFAULT_OPTIONS, LossOptions
 
-# where backward computes the losses per row again: the kernels of a GPU hold such rows, and so read
-# them once
+# the most classes for which backward of losses per row computes them again: a GPU kernel holds a
+# row of that many, and reads it once
 MAX_RECOMPUTED_CLASSES = 16384
 _TENSORS = "Tensor target, Tensor? weight=None, Tensor? denominator=None"
 # dloss, the incoming gradient of the loss, is a factor of dlogits; with it, a row whose factor is 0

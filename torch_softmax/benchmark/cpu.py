@@ -3,7 +3,7 @@
 import platform
 import time
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from typing import ClassVar
 
@@ -37,6 +37,7 @@ class Cpu:
 
     def describe(self) -> dict[str, str]:
         """The processor, and whether the compiled loss is installed."""
+        library = import_module("torch_softmax._cpu.library")
         cpuinfo = Path("/proc/cpuinfo")
         lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -44,7 +45,7 @@ class Cpu:
             "device": names[0] if names else platform.processor() or platform.machine(),
             # the environment variable ATEN_CPU_CAPABILITY can lower it
             "instruction set of PyTorch": torch.backends.cpu.get_cpu_capability(),
-            "compiled loss": "yes" if find_spec("torch_softmax._cpu.operators") else "no",
+            "compiled loss": "yes" if library.is_available() else "no",
         }
 
     def copy_bandwidth(self) -> float:
